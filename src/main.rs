@@ -1,1 +1,77 @@
-fn main() {}
+//! djangocommand: runs the management commands of a Django project for the DjangoCommand service, without SSH.
+//!
+//! One binary, two roles:
+//!
+//! ```text
+//!             HTTPS                      files in the state directory                pipes
+//!  service <--------->  runner  ------------------------------------->  shim  <----------------->  python manage.py …
+//!                       1 process         executions/<id>/                1 process per execution
+//!                       1 thread          spec · output · exit · cursor   2 pipe threads
+//! ```
+//!
+//! *An execution is a directory.* The runner writes down what to run before it tells the service, the shim writes
+//! down what the command printed and how it ended, and the runner delivers that until the service has acknowledged
+//! it. Either may be killed at any instant: the next runner finds the directory and goes on. "New", "running",
+//! "found after a crash" and "refused" are the same directory at different moments, handled by the same code.
+//!
+//! The modules, lower floors first; none knows of a higher one:
+
+// Floor 0: the kernel, the terminal, time; they know nothing of the project.
+mod cli;
+mod log;
+mod near;
+mod signals;
+mod sys;
+mod timer;
+// Floor 1: what the words mean: settings, executions, policy, the state directory.
+mod audit;
+mod config;
+mod execution;
+mod policy;
+mod state;
+// Floor 2: the three neighbours: the project, the command, the service.
+mod api;
+mod project;
+mod shim;
+// Floor 3 to 5: delivery, the loop, the subcommands.
+mod control;
+mod delivery;
+mod runner;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+const USAGE: u8 = 2;
+/// `EX_CONFIG` of sysexits.h: a supervisor should not restart.
+const CONFIGURATION: u8 = 78;
+
+fn main() -> ExitCode {
+    let arguments = std::env::args_os().skip(1);
+    match cli::parse(arguments) {
+        Err(usage) => fail(&usage, USAGE),
+        Ok(cli::Command::Print(text)) => print(&text),
+        Ok(cli::Command::Shim(directory)) => shim::run(&directory),
+        Ok(cli::Command::Start(options)) => match control::start(options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(control::Error::Configuration(why)) => fail(&why, CONFIGURATION),
+            Err(control::Error::Failed(why)) => fail(&why, 1),
+        },
+    }
+}
+
+/// A reader that has gone away (`djangocommand --help | head -1`) is no failure; a full disk is.
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            fail(&format!("cannot write to standard output: {error}"), 1)
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn fail(why: &str, code: u8) -> ExitCode {
+    for line in why.lines() {
+        let _ = writeln!(std::io::stderr(), "djangocommand: {}", log::printable(line));
+    }
+    ExitCode::from(code)
+}

@@ -1,0 +1,348 @@
+//! The service's seven endpoints, one method each, and what an answer may mean.
+//!
+//! A request that fails is a value: [`Failure`] says of which class, the caller decides when to try again. Nothing
+//! here waits, but for the one repetition of a request whose kept-alive connection the server had just closed.
+
+mod transport;
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::config::{ApiKey, Config, Environment};
+use crate::execution::{ExecutionId, Outcome, quoted};
+use crate::project::probe::Catalogue;
+use crate::sys;
+use crate::timer;
+use transport::{Answer, Transport};
+
+/// The longest answer that is read, in bytes.
+const ANSWER_MAX: u64 = 4 * 1024 * 1024;
+
+/// Why a request did not do what it should.
+#[derive(Debug)]
+pub enum Failure {
+    /// 401 or 403: the key is not accepted (now).
+    Denied(String),
+    /// Another 4xx: final for this request.
+    Refused {
+        status: u16,
+        message: String,
+        /// The request was sent twice, so the first one may have been processed.
+        repeated: bool,
+    },
+    /// No usable answer: no connection, a time limit, 429, 5xx, a redirect, nonsense. It may work later.
+    Unreachable { cause: String, retry_after: Option<Duration> },
+}
+
+impl Failure {
+    fn unreachable(cause: impl Into<String>) -> Self {
+        Self::Unreachable { cause: cause.into(), retry_after: None }
+    }
+
+    /// The wait that the server asked for.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Unreachable { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Denied(message) => write!(f, "access denied: {message}"),
+            Self::Refused { status, message, .. } => write!(f, "refused with status {status}: {message}"),
+            Self::Unreachable { cause, .. } => f.write_str(cause),
+        }
+    }
+}
+
+/// What a heartbeat's answer says.
+#[derive(Debug, PartialEq)]
+pub struct Heartbeat {
+    pub commands_in_sync: bool,
+    pub pending_executions: u64,
+    /// The reason, if the service has suspended this runner.
+    pub suspended: Option<String>,
+}
+
+/// What the service wants to become of a running execution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub enum CancelWish {
+    None,
+    Graceful,
+    Force,
+}
+
+/// The service, as one key sees it.
+pub struct Client {
+    transport: Transport,
+    base: String,
+    key: ApiKey,
+}
+
+impl Client {
+    /// # Errors
+    /// The proxy or the certificates that the environment names cannot be used.
+    pub fn new(config: &Config, environment: &Environment) -> Result<Self, String> {
+        let transport = Transport::new(&config.server, config.request_timeout, environment)?;
+        Ok(Self { transport, base: config.server.as_str().to_owned(), key: config.api_key.clone() })
+    }
+
+    /// How the service is reached, for the log.
+    pub fn route(&self) -> &str {
+        self.transport.route()
+    }
+
+    /// # Errors
+    /// See [`Failure`].
+    pub fn heartbeat(&self, python: &str, django: &str, hash: &str) -> Result<Heartbeat, Failure> {
+        #[derive(Deserialize)]
+        struct Body {
+            commands_in_sync: Option<bool>,
+            pending_executions: Option<u64>,
+            runner_state: Option<String>,
+            suspension_reason: Option<String>,
+        }
+        let request = serde_json::json!({
+            "runner_version": env!("CARGO_PKG_VERSION"),
+            "python_version": python,
+            "django_version": django,
+            "commands_hash": hash,
+        });
+        let body: Body = self.read("/api/runner/heartbeat/", Some(&request.to_string()))?;
+        let suspended = body.runner_state.as_deref() == Some("suspended");
+        Ok(Heartbeat {
+            commands_in_sync: body.commands_in_sync.unwrap_or(true),
+            pending_executions: body.pending_executions.unwrap_or(0),
+            suspended: suspended
+                .then(|| body.suspension_reason.unwrap_or_else(|| "no reason given".to_owned())),
+        })
+    }
+
+    /// Tells the service which commands there are; returns how many it took and the hash that it has for them now.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub fn sync(&self, catalogue: &Catalogue) -> Result<(u64, Option<String>), Failure> {
+        #[derive(Deserialize)]
+        struct Body {
+            synced_count: Option<u64>,
+            commands_hash: Option<String>,
+        }
+        let request = format!("{{\"commands\":{}}}", catalogue.commands.get());
+        let body: Body = self.read("/api/runner/commands/sync/", Some(&request))?;
+        Ok((body.synced_count.unwrap_or(0), body.commands_hash.filter(|hash| !hash.is_empty())))
+    }
+
+    /// The entries of the pending list, each to be read by itself, so that a wrong one does not spoil the others.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub fn pending(&self) -> Result<Vec<Value>, Failure> {
+        #[derive(Deserialize)]
+        struct Body {
+            executions: Option<Vec<Box<RawValue>>>,
+        }
+        let body: Body = self.read("/api/runner/pending/", None)?;
+        let entries = body.executions.unwrap_or_default();
+        // What is valid JSON but no value to us (nested too deep) is as good as null: an entry without an id.
+        Ok(entries.iter().map(|entry| serde_json::from_str(entry.get()).unwrap_or(Value::Null)).collect())
+    }
+
+    /// # Errors
+    /// See [`Failure`].
+    pub fn start(&self, id: &ExecutionId) -> Result<(), Failure> {
+        self.post(id, "start", "")
+    }
+
+    /// Sends one chunk, whose JSON `body` has its number in it.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub fn output(&self, id: &ExecutionId, body: &str) -> Result<(), Failure> {
+        self.post(id, "output", body)
+    }
+
+    /// # Errors
+    /// See [`Failure`].
+    pub fn complete(&self, id: &ExecutionId, outcome: Outcome) -> Result<(), Failure> {
+        let body = serde_json::json!({"exit_code": outcome.exit_code, "status": outcome.status.as_str()});
+        self.post(id, "complete", &body.to_string())
+    }
+
+    /// # Errors
+    /// See [`Failure`].
+    pub fn cancel_wish(&self, id: &ExecutionId) -> Result<CancelWish, Failure> {
+        #[derive(Deserialize)]
+        struct Body {
+            cancel_requested: Option<bool>,
+            force_kill: Option<bool>,
+        }
+        let body: Body = self.read(&format!("/api/runner/executions/{id}/cancel-status/"), None)?;
+        Ok(match (body.cancel_requested, body.force_kill) {
+            (Some(true), Some(true)) => CancelWish::Force,
+            (Some(true), _) => CancelWish::Graceful,
+            _ => CancelWish::None,
+        })
+    }
+
+    /// A report: its answer says nothing, but it must be the service's own. A captive portal that answers 200 to
+    /// everything would otherwise make output vanish.
+    fn post(&self, id: &ExecutionId, what: &str, body: &str) -> Result<(), Failure> {
+        let answer = self.call(&format!("/api/runner/executions/{id}/{what}/"), Some(body))?;
+        if answer.iter().all(u8::is_ascii_whitespace) {
+            return Ok(());
+        }
+        parse::<serde::de::IgnoredAny>(&answer).map(drop)
+    }
+
+    fn read<T: DeserializeOwned>(&self, path: &str, body: Option<&str>) -> Result<T, Failure> {
+        parse(&self.call(path, body)?)
+    }
+
+    /// Sends one request, `POST` if it has a body; once more at once if a kept-alive connection turned out closed.
+    fn call(&self, path: &str, body: Option<&str>) -> Result<Vec<u8>, Failure> {
+        let url = format!("{}{path}", self.base);
+        match self.attempt(&url, body, false) {
+            Err(transport::Error { stale: true, .. }) => match self.attempt(&url, body, true) {
+                Ok(answer) => classify(answer, true),
+                Err(error) => Err(Failure::unreachable(error.cause)),
+            },
+            Ok(answer) => classify(answer, false),
+            Err(error) => Err(Failure::unreachable(error.cause)),
+        }
+    }
+
+    /// Each attempt has a nonce and a timestamp of its own: the server refuses those that it has seen.
+    fn attempt(&self, url: &str, body: Option<&str>, fresh: bool) -> Result<Answer, transport::Error> {
+        let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let nonce = sys::random_uuid().map_err(|e| transport::Error::of(format!("no randomness: {e}")))?;
+        let headers = [
+            ("authorization", format!("Bearer {}", self.key.reveal())),
+            ("content-type", "application/json".to_owned()),
+            ("x-request-timestamp", timestamp.to_string()),
+            ("x-request-nonce", nonce),
+        ];
+        self.transport.send(url, &headers, body, fresh, ANSWER_MAX)
+    }
+}
+
+fn classify(answer: Answer, repeated: bool) -> Result<Vec<u8>, Failure> {
+    let status = answer.status;
+    match status {
+        200..=299 => Ok(answer.body),
+        300..=399 => Err(Failure::unreachable(format!(
+            "the server redirects to {}, which is never followed: set SERVER_URL to where the service really is",
+            answer.location.as_deref().map_or_else(|| "nowhere".to_owned(), quoted)
+        ))),
+        401 | 403 => Err(Failure::Denied(format!("{} (status {status})", message(&answer)))),
+        408 | 425 | 429 | 500.. => Err(Failure::Unreachable {
+            cause: format!("the server answers {status}: {}", message(&answer)),
+            retry_after: answer.retry_after.and_then(|value| timer::retry_after(&value, SystemTime::now())),
+        }),
+        _ => Err(Failure::Refused { status, message: message(&answer), repeated }),
+    }
+}
+
+/// The error message of an answer: `detail`, else `error`, else its text.
+fn message(answer: &Answer) -> String {
+    let text = String::from_utf8_lossy(&answer.body);
+    let json: Option<Value> = serde_json::from_str(&text).ok();
+    let named = json.as_ref().and_then(|json| json.get("detail").or_else(|| json.get("error")));
+    match named {
+        Some(Value::String(message)) => quoted(message),
+        Some(other) => quoted(&other.to_string()),
+        None if text.trim().is_empty() => "no message".to_owned(),
+        None => quoted(text.trim()),
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
+    // A JSON array would be read into a struct field by field, so the shape is checked first.
+    let is_object = body.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
+    let beginning = String::from_utf8_lossy(&body[..body.len().min(200)]);
+    let nonsense = |why: &str| {
+        Failure::unreachable(format!(
+            "the server's answer is not the service's ({why}): {}; is there a proxy or a login page in between?",
+            quoted(beginning.trim())
+        ))
+    };
+    if !is_object {
+        return Err(nonsense("no JSON object"));
+    }
+    serde_json::from_slice(body).map_err(|e| nonsense(&e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, body: &str) -> Answer {
+        Answer { status, body: body.into(), retry_after: None, location: None }
+    }
+
+    fn class(status: u16) -> &'static str {
+        match classify(answer(status, "{}"), false) {
+            Ok(_) => "done",
+            Err(Failure::Denied(_)) => "denied",
+            Err(Failure::Refused { .. }) => "refused",
+            Err(Failure::Unreachable { .. }) => "unreachable",
+        }
+    }
+
+    #[test]
+    fn a_status_belongs_to_one_class() {
+        for (statuses, expected) in [
+            (&[200, 201, 202, 204, 299][..], "done"),
+            (&[401, 403], "denied"),
+            (&[400, 404, 409, 410, 413, 422, 451], "refused"),
+            (&[301, 302, 307, 308, 408, 429, 500, 502, 503, 504, 520, 599], "unreachable"),
+        ] {
+            for status in statuses {
+                assert_eq!(class(*status), expected, "{status}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_says_its_detail_or_its_error_or_its_text() {
+        for (body, said) in [
+            (r#"{"detail": "quota exceeded", "error": "x"}"#, "'quota exceeded'"),
+            (r#"{"error": "bad \u001b[2J key"}"#, "'bad \\u{1b}[2J key'"),
+            (r#"{"detail": ["a", 1]}"#, "'[\"a\",1]'"),
+            ("  Bad Gateway\n", "'Bad Gateway'"),
+            ("", "no message"),
+        ] {
+            assert_eq!(message(&answer(403, body)), said);
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_object_of_the_right_shape_is_an_error_value() {
+        for nonsense in ["", "<html>", "[]", "null", "{", "{\"a\":", "\u{fffd}", &"[".repeat(100_000)] {
+            assert!(parse::<Value>(nonsense.as_bytes()).is_err(), "{}", &nonsense[..nonsense.len().min(20)]);
+        }
+        #[derive(Deserialize, Debug)]
+        struct Body {
+            #[expect(dead_code, reason = "only its type matters")]
+            flag: Option<bool>,
+        }
+        assert!(parse::<Body>(br#"{"flag": "yes"}"#).is_err());
+        assert!(parse::<Body>(br#"{"flag": null, "unknown": {}}"#).is_ok());
+    }
+
+    #[test]
+    fn a_redirect_names_its_target() {
+        let mut moved = answer(302, "");
+        moved.location = Some("https://elsewhere/".into());
+        let said = classify(moved, false).unwrap_err().to_string();
+        assert!(said.contains("redirects to 'https://elsewhere/', which is never followed"), "{said}");
+    }
+}

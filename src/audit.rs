@@ -1,0 +1,127 @@
+//! `audit.jsonl`: what this host was asked to run and what became of it, one line each, synced before the act.
+//!
+//! It is also the runner's memory: an execution that was taken here once is never taken again, whether the service
+//! offers it a second time by a fault or by intent.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::execution::{ExecutionId, Outcome};
+
+/// A file that is larger is moved aside. The executions in the last two files are remembered.
+const SIZE_MAX: u64 = 4 * 1024 * 1024;
+
+/// What is recorded of an execution.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub enum Event<'a> {
+    /// It is about to be started.
+    Started { command: &'a str, argv: &'a [String] },
+    /// It is about to be reported as refused.
+    Rejected { command: &'a str, reason: &'a str },
+    /// The service has the whole of it.
+    Delivered {
+        command: &'a str,
+        #[serde(flatten)]
+        outcome: Outcome,
+    },
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    /// Unix time in seconds.
+    time: f64,
+    execution: &'a str,
+    #[serde(flatten)]
+    event: Event<'a>,
+}
+
+pub struct Audit {
+    path: PathBuf,
+    seen: HashSet<String>,
+}
+
+impl Audit {
+    /// Reads which executions were here before.
+    ///
+    /// # Errors
+    /// A file is there but cannot be read, or half a line that a crash left cannot be ended.
+    pub fn open(state: &Path) -> io::Result<Self> {
+        let path = state.join("audit.jsonl");
+        let mut seen = HashSet::new();
+        let mut torn = false;
+        for file in [path.with_extension("jsonl.1"), path.clone()] {
+            let mut bytes = Vec::new();
+            match File::open(&file).and_then(|f| f.take(2 * SIZE_MAX).read_to_end(&mut bytes)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+                Ok(_) => {}
+            }
+            torn = bytes.last().is_some_and(|b| *b != b'\n');
+            let lines =
+                bytes.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
+            seen.extend(lines.filter_map(|line| line["execution"].as_str().map(str::to_ascii_lowercase)));
+        }
+        let audit = Self { path, seen };
+        if torn {
+            audit.append(b"\n")?;
+        }
+        Ok(audit)
+    }
+
+    /// Whether the execution was started or rejected here before.
+    pub fn has(&self, id: &ExecutionId) -> bool {
+        self.seen.contains(&id.canonical())
+    }
+
+    /// Writes one line, on disk before this returns.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn record(&mut self, id: &ExecutionId, event: Event<'_>) -> io::Result<()> {
+        if fs::metadata(&self.path).is_ok_and(|meta| meta.len() > SIZE_MAX) {
+            fs::rename(&self.path, self.path.with_extension("jsonl.1"))?;
+        }
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let mut line = serde_json::to_vec(&Line { time, execution: id.as_str(), event })?;
+        line.push(b'\n');
+        self.append(&line)?;
+        self.seen.insert(id.canonical());
+        Ok(())
+    }
+
+    fn append(&self, bytes: &[u8]) -> io::Result<()> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path)?;
+        file.write_all(bytes)?;
+        file.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_execution_is_remembered_across_restarts_rotation_and_half_a_line() {
+        let temp = tempfile::tempdir().unwrap();
+        let id = |n: u8| ExecutionId::try_from(format!("{n:08X}-3d0e-4b1c-9a77-1f2e3d4c5b6a")).unwrap();
+        let event = || Event::Rejected { command: "flush", reason: "no" };
+        let mut audit = Audit::open(temp.path()).unwrap();
+        audit.record(&id(0xa), event()).unwrap();
+        fs::rename(temp.path().join("audit.jsonl"), temp.path().join("audit.jsonl.1")).unwrap();
+        fs::write(temp.path().join("audit.jsonl"), "{\"time\":1,\"exec").unwrap();
+        let mut audit = Audit::open(temp.path()).unwrap();
+        assert!(audit.has(&id(0xa)) && !audit.has(&id(0xb)));
+        audit.record(&id(0xb), event()).unwrap();
+        let audit = Audit::open(temp.path()).unwrap();
+        let lower = ExecutionId::try_from(id(0xb).canonical()).unwrap();
+        assert!(audit.has(&id(0xa)) && audit.has(&id(0xb)) && audit.has(&lower));
+    }
+}

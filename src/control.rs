@@ -1,0 +1,80 @@
+//! The subcommands: what each does, in the words of `--help`.
+
+use std::path::Path;
+
+use crate::api::Client;
+use crate::audit::Audit;
+use crate::cli::Options;
+use crate::config::{Config, Environment};
+use crate::log;
+use crate::project::Project;
+use crate::project::probe::Probe;
+use crate::runner::{Parts, Runner};
+use crate::state::{self, StateDir};
+
+/// Why a subcommand ends without having done its work.
+#[derive(Debug)]
+pub enum Error {
+    /// The same again would fail in the same way: exit code 78, after which a supervisor should not restart.
+    Configuration(String),
+    /// Exit code 1.
+    Failed(String),
+}
+
+/// `start`: checks everything that can be checked here, then runs until a signal ends it.
+///
+/// # Errors
+/// What is wrong, before any network is used.
+pub fn start(options: Options) -> Result<(), Error> {
+    log::set_level(options.level);
+    let environment = Environment::read();
+    let start = options.project.as_deref().unwrap_or(Path::new("."));
+    let python = options.python.as_deref();
+    let project = Project::find(start, python, options.settings.as_deref(), &environment)
+        .map_err(Error::Configuration)?;
+    let state_path = state::choose(options.state_dir, &environment, Path::new(&project.root))
+        .map_err(Error::Configuration)?;
+    log::info!("project '{}', Python '{}' ({})", project.root, project.python, project.python_from);
+    let (probe, facts) = Probe::start(&project).map_err(|why| probe_failed(&project, &why))?;
+    log::info!("Python {}, Django {}", facts.python_version, facts.django_version);
+    let config = Config::resolve(&facts.settings, &environment, options.server_url.as_deref()).map_err(
+        |problems| {
+            let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            Error::Configuration(lines.join("\n"))
+        },
+    )?;
+    config.effective.iter().for_each(|line| log::info!("{line}"));
+    config.warnings.iter().for_each(|line| log::warning!("{line}"));
+    let client = Client::new(&config, &environment).map_err(Error::Configuration)?;
+    let catalogue = probe.describe(&facts, &config.policy).map_err(|why| probe_failed(&project, &why))?;
+    let state = StateDir::open(state_path).map_err(state_error)?;
+    let audit = Audit::open(state.path()).map_err(|e| {
+        Error::Failed(format!("cannot read audit.jsonl in '{}': {e}", state.path().display()))
+    })?;
+    log::info!("state in '{}'; the service is reached {}", state.path().display(), client.route());
+    let parts = Parts { config, project, facts, catalogue, client, state, audit };
+    let runner = Runner::new(parts).map_err(|e| Error::Failed(format!("cannot begin: {e}")))?;
+    runner.run();
+    Ok(())
+}
+
+fn probe_failed(project: &Project, why: &str) -> Error {
+    let Project { python, python_from, .. } = project;
+    Error::Failed(format!(
+        "{why}\n(asked with '{python}', from {python_from}; --python names another one, --settings another settings \
+         module)"
+    ))
+}
+
+fn state_error(error: state::Error) -> Error {
+    match error {
+        state::Error::Taken(path, pid) => {
+            let who = pid.map_or_else(|| "another process".to_owned(), |pid| format!("PID {pid}"));
+            Error::Failed(format!(
+                "a runner is already running ({who}) with the state in '{}'",
+                path.display()
+            ))
+        }
+        state::Error::Unusable(why) => Error::Configuration(why),
+    }
+}

@@ -1,0 +1,358 @@
+//! The way of an execution's output to the service: windows of the `output` file, cut into numbered chunks.
+//!
+//! A window and its first chunk number are on disk before any of it is sent, and how it is cut depends on nothing but
+//! its bytes. So a number stands for the same content after any restart, and only one chunk is in memory at a time.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use crate::execution::segment::{Segment, Stream};
+use crate::execution::store::{Cursor, ExecutionDir, FORMAT};
+
+/// How much of `output` goes into one or two chunks, in bytes. On the wire it is never longer than in the file, so a
+/// request's body stays below 512 KiB: web servers commonly refuse more than 1 MiB.
+const CHUNK_BYTES: u64 = 448 * 1024;
+/// How much of `output` one cursor stands for, in bytes: each is synced to disk, which takes a millisecond or more.
+const WINDOW_BYTES: u64 = 8 * CHUNK_BYTES;
+/// While little is printed, output is collected for this long before it is sent.
+const COLLECT: Duration = Duration::from_millis(200);
+
+/// One request's worth of output: a JSON body with its number in it.
+pub struct Chunk {
+    pub number: u64,
+    pub body: String,
+}
+
+/// How far the delivery of one execution's output has come.
+pub struct Delivery {
+    cursor: Cursor,
+    /// Where the window goes on behind the chunks that have been cut.
+    position: u64,
+    /// The number of the next chunk to be cut.
+    number: u64,
+    chunks: VecDeque<Chunk>,
+    /// The file's length when nothing but half a line was left in it.
+    dry_at: Option<u64>,
+    last_window: Option<Instant>,
+    /// The service knows the execution no more: its output goes nowhere.
+    abandoned: bool,
+}
+
+impl Delivery {
+    /// Goes on where `cursor` says. What of its window was acknowledged before is sent again, under its old numbers.
+    pub fn resume(cursor: Cursor) -> Self {
+        Self {
+            cursor,
+            position: cursor.start,
+            number: cursor.number,
+            chunks: VecDeque::new(),
+            dry_at: None,
+            last_window: None,
+            abandoned: false,
+        }
+    }
+
+    /// The cursor of an execution of which nothing was sent yet.
+    pub fn beginning() -> Cursor {
+        Cursor { version: FORMAT, number: 1, start: 0, end: 0 }
+    }
+
+    /// When there is something to send, given the length of `output` now; `None` if all of it is delivered.
+    pub fn due(&self, now: Instant, length: u64, ended: bool) -> Option<Instant> {
+        if self.abandoned {
+            return None;
+        }
+        if !self.chunks.is_empty() || self.position < self.cursor.end {
+            return Some(now);
+        }
+        if length <= self.cursor.end || self.dry_at == Some(length) {
+            return None;
+        }
+        let at_once = ended || length - self.cursor.end >= CHUNK_BYTES;
+        Some(self.last_window.filter(|_| !at_once).map_or(now, |last| last + COLLECT))
+    }
+
+    /// When a window was last begun; the execution that has waited longest goes first.
+    pub fn last_window(&self) -> Option<Instant> {
+        self.last_window
+    }
+
+    /// The chunk to send next, its window on disk.
+    ///
+    /// # Errors
+    /// `output` cannot be read, or the cursor not be written; nothing is changed then.
+    pub fn next(&mut self, dir: &ExecutionDir, now: Instant) -> io::Result<Option<&Chunk>> {
+        while self.chunks.is_empty() {
+            let Some(output) = open(dir)? else { return Ok(None) };
+            if self.position >= self.cursor.end && !self.begin_window(dir, &output, now)? {
+                return Ok(None);
+            }
+            let block = read(&output, self.position, CHUNK_BYTES.min(self.cursor.end - self.position))?;
+            // A piece of this size without a newline is nothing that a shim wrote: it is passed over.
+            let whole = last_newline(&block).unwrap_or(block.len());
+            self.position += whole as u64;
+            self.cut(&block[..whole])?;
+        }
+        Ok(self.chunks.front())
+    }
+
+    /// The number of the chunk that `next` gave.
+    pub fn sending(&self) -> Option<u64> {
+        self.chunks.front().map(|chunk| chunk.number)
+    }
+
+    /// The service has the chunk that `next` gave, or will never take it.
+    pub fn done_with_chunk(&mut self) {
+        self.chunks.pop_front();
+    }
+
+    /// Records that all is delivered, so that a restart before `complete` is answered does not send the end again.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn finish(&mut self, dir: &ExecutionDir) -> io::Result<()> {
+        let cursor = Cursor { number: self.number, start: self.cursor.end, ..self.cursor };
+        if cursor != self.cursor {
+            dir.write_cursor(cursor)?;
+            self.cursor = cursor;
+        }
+        Ok(())
+    }
+
+    /// The service does not want the output any more.
+    pub fn abandon(&mut self) {
+        self.chunks.clear();
+        self.abandoned = true;
+    }
+
+    fn begin_window(&mut self, dir: &ExecutionDir, output: &File, now: Instant) -> io::Result<bool> {
+        let start = self.cursor.end;
+        let length = output.metadata()?.len();
+        let limit = length.min(start + WINDOW_BYTES);
+        let Some(end) = end_of_last_line(output, start, limit)? else {
+            self.dry_at = Some(length);
+            return Ok(false);
+        };
+        output.sync_data()?;
+        let cursor = Cursor { version: FORMAT, number: self.number, start, end };
+        dir.write_cursor(cursor)?;
+        self.cursor = cursor;
+        self.position = start;
+        self.last_window = Some(now);
+        Ok(true)
+    }
+
+    /// Cuts whole lines into one chunk of stdout and one of stderr.
+    fn cut(&mut self, lines: &[u8]) -> io::Result<()> {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        for line in lines.split_inclusive(|b| *b == b'\n') {
+            let Some(segment) = Segment::parse(line) else { continue };
+            let segments = if segment.stream == Stream::Stdout { &mut out } else { &mut err };
+            push(segments, &segment);
+        }
+        for (segments, is_stderr) in [(out, false), (err, true)] {
+            if !segments.is_empty() {
+                let body = Body { chunk_number: self.number, segments, is_stderr };
+                self.chunks.push_back(Chunk { number: self.number, body: serde_json::to_string(&body)? });
+                self.number += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    chunk_number: u64,
+    segments: Vec<Piece<'a>>,
+    is_stderr: bool,
+}
+
+/// A segment on its way: its JSON as it stands in the file.
+#[derive(Serialize)]
+struct Piece<'a> {
+    timestamp: &'a RawValue,
+    #[serde(serialize_with = "in_quotes")]
+    content: Cow<'a, str>,
+}
+
+fn in_quotes<S: Serializer>(inner: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    RawValue::from_string(format!("\"{inner}\"")).map_err(serde::ser::Error::custom)?.serialize(serializer)
+}
+
+/// Appends a segment; text that continues the line before it joins that line.
+fn push<'a>(segments: &mut Vec<Piece<'a>>, segment: &Segment<'a>) {
+    match segments.last_mut() {
+        Some(last) if segment.continues_a_line() => last.content.to_mut().push_str(segment.inner()),
+        _ => segments.push(Piece { timestamp: segment.timestamp, content: Cow::Borrowed(segment.inner()) }),
+    }
+}
+
+/// The length of an execution's output file now, in bytes.
+pub fn length(dir: &ExecutionDir) -> u64 {
+    std::fs::metadata(dir.output_path()).map_or(0, |meta| meta.len())
+}
+
+fn open(dir: &ExecutionDir) -> io::Result<Option<File>> {
+    match File::open(dir.output_path()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && dir.path().exists() => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+fn read(file: &File, start: u64, length: u64) -> io::Result<Vec<u8>> {
+    let mut block = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    file.read_exact_at(&mut block, start)?;
+    Ok(block)
+}
+
+/// The length of the part of `block` that consists of whole lines.
+fn last_newline(block: &[u8]) -> Option<usize> {
+    block.iter().rposition(|b| *b == b'\n').map(|at| at + 1)
+}
+
+/// Where the last whole line between `start` and `limit` ends; a line that is just being written is left alone.
+fn end_of_last_line(file: &File, start: u64, limit: u64) -> io::Result<Option<u64>> {
+    const BLOCK: u64 = 64 * 1024;
+    let mut end = limit;
+    while end > start {
+        let from = start.max(end.saturating_sub(BLOCK));
+        if let Some(whole) = last_newline(&read(file, from, end - from)?) {
+            return Ok(Some(from + whole as u64));
+        }
+        end = from;
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::execution::segment;
+    use serde_json::Value;
+    use std::fs;
+
+    fn dir_with(output: &[u8]) -> (tempfile::TempDir, ExecutionDir) {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = ExecutionDir::open(temp.path().to_owned());
+        fs::write(dir.output_path(), output).unwrap();
+        (temp, dir)
+    }
+
+    /// All chunks that a delivery from the beginning makes now, acknowledging each.
+    fn all(delivery: &mut Delivery, dir: &ExecutionDir) -> Vec<(u64, String)> {
+        let mut chunks = Vec::new();
+        while let Some(chunk) = delivery.next(dir, Instant::now()).unwrap() {
+            chunks.push((chunk.number, chunk.body.clone()));
+            delivery.done_with_chunk();
+        }
+        chunks
+    }
+
+    fn lines(count: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for i in 0..count {
+            let stream = if i % 3 == 0 { Stream::Stderr } else { Stream::Stdout };
+            segment::write(
+                &mut bytes,
+                stream,
+                Some(1.5),
+                &format!("line {i} \u{fffd}\"\\ {}\n", "x".repeat(i % 200)),
+            );
+        }
+        bytes
+    }
+
+    #[test]
+    fn stdout_and_stderr_of_a_window_become_a_chunk_each_and_pieces_of_a_line_one_segment() {
+        let mut output = Vec::new();
+        segment::write(&mut output, Stream::Stdout, Some(1.25), "a \"q\"");
+        segment::write(&mut output, Stream::Stderr, Some(1.5), "err\n");
+        segment::write(&mut output, Stream::Stdout, None, " b\n");
+        let (_temp, dir) = dir_with(&output);
+        let chunks = all(&mut Delivery::resume(Delivery::beginning()), &dir);
+        assert_eq!(chunks, [
+            (
+                1,
+                r#"{"chunk_number":1,"segments":[{"timestamp":1.25,"content":"a \"q\" b\n"}],"is_stderr":false}"#.into()
+            ),
+            (2, r#"{"chunk_number":2,"segments":[{"timestamp":1.5,"content":"err\n"}],"is_stderr":true}"#.into()),
+        ]);
+    }
+
+    #[test]
+    fn a_line_that_is_being_written_waits_and_garbage_is_passed_over() {
+        let mut output = b"no json\n".to_vec();
+        segment::write(&mut output, Stream::Stdout, Some(1.0), "whole\n");
+        let whole = output.len() as u64;
+        output.extend(b"{\"stream\":\"stdout\",\"timest");
+        let (_temp, dir) = dir_with(&output);
+        let mut delivery = Delivery::resume(Delivery::beginning());
+        assert_eq!(all(&mut delivery, &dir).len(), 1);
+        assert_eq!(dir.cursor().unwrap().unwrap().end, whole);
+        assert_eq!(delivery.due(Instant::now(), length(&dir), true), None);
+        assert!(delivery.due(Instant::now(), length(&dir) + 1, true).is_some());
+    }
+
+    #[test]
+    fn after_a_restart_at_any_chunk_a_number_stands_for_the_same_content() {
+        let (_temp, dir) = dir_with(&lines(30_000));
+        let truth = all(&mut Delivery::resume(Delivery::beginning()), &dir);
+        assert!(truth.len() > 20, "{}", truth.len());
+        for restart_after in (0..truth.len()).step_by(3) {
+            fs::remove_file(dir.path().join("cursor.json")).unwrap();
+            let mut delivery = Delivery::resume(Delivery::beginning());
+            for _ in 0..restart_after {
+                delivery.next(&dir, Instant::now()).unwrap().unwrap();
+                delivery.done_with_chunk();
+            }
+            delivery.next(&dir, Instant::now()).unwrap().unwrap();
+            let resumed = dir.cursor().unwrap().unwrap();
+            let rest = all(&mut Delivery::resume(resumed), &dir);
+            let first = usize::try_from(resumed.number).unwrap() - 1;
+            assert!(first <= restart_after && restart_after < first + 18);
+            assert!(rest[..] == truth[first..], "restarted after {restart_after}");
+        }
+    }
+
+    #[test]
+    fn no_body_is_larger_than_half_a_mebibyte_however_the_text_is_escaped() {
+        let mut output = Vec::new();
+        for text in
+            ["\u{1}".repeat(32 * 1024), "\u{fffd}".repeat(32 * 1024), "\n".to_owned(), "x".repeat(32 * 1024)]
+        {
+            for _ in 0..40 {
+                segment::write(&mut output, Stream::Stdout, Some(1_795_375_272.123_456), &text);
+            }
+        }
+        let (_temp, dir) = dir_with(&output);
+        let chunks = all(&mut Delivery::resume(Delivery::beginning()), &dir);
+        assert!(chunks.iter().all(|(_, body)| body.len() <= 512 * 1024));
+        let segments = |body: &String| {
+            serde_json::from_str::<Value>(body).unwrap()["segments"].as_array().unwrap().len()
+        };
+        assert_eq!(chunks.iter().map(|(_, body)| segments(body)).sum::<usize>(), 160);
+    }
+
+    #[test]
+    fn little_output_is_collected_and_much_or_the_last_is_sent_at_once() {
+        let (_temp, dir) = dir_with(&lines(1));
+        let now = Instant::now();
+        let mut delivery = Delivery::resume(Delivery::beginning());
+        assert_eq!(delivery.due(now, length(&dir), false), Some(now));
+        delivery.next(&dir, now).unwrap();
+        delivery.done_with_chunk();
+        let end = length(&dir);
+        assert_eq!(delivery.due(now, end, false), None);
+        assert_eq!(delivery.due(now, end + 10, false), Some(now + COLLECT));
+        assert_eq!(delivery.due(now, end + 10, true), Some(now));
+        assert_eq!(delivery.due(now, end + CHUNK_BYTES, false), Some(now));
+    }
+}

@@ -1,0 +1,241 @@
+//! What the service asks for and how it ends: the values that every floor above speaks in.
+//!
+//! JSON from the service becomes an [`Offer`] here, once; after that nobody checks an id or a timeout again.
+
+pub mod segment;
+pub mod store;
+pub mod words;
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Seconds that an execution may take when the service does not say (`protocol.md`, Endpoints).
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
+/// A longer timeout than a year is no timeout that anybody meant; it also keeps deadlines representable.
+const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The longest command name or refused value that is quoted back in a message, in characters.
+const QUOTE_MAX: usize = 80;
+
+/// The id of an execution: a UUID, checked, because it becomes part of a URL and of a path.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ExecutionId(String);
+
+impl ExecutionId {
+    /// The id as the service wrote it: what goes back over the wire.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// One spelling for one id (a UUID may come in either case): what names the directory.
+    pub fn canonical(&self) -> String {
+        self.0.to_ascii_lowercase()
+    }
+}
+
+impl TryFrom<String> for ExecutionId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        const DASHES: [usize; 4] = [8, 13, 18, 23];
+        let well_formed = text.len() == 36
+            && text
+                .bytes()
+                .enumerate()
+                .all(|(i, b)| if DASHES.contains(&i) { b == b'-' } else { b.is_ascii_hexdigit() });
+        if well_formed { Ok(Self(text)) } else { Err(format!("{} is no UUID", quoted(&text))) }
+    }
+}
+
+impl From<ExecutionId> for String {
+    fn from(id: ExecutionId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for ExecutionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An entry of the pending list whose id is good: it will be run or rejected, never ignored.
+#[derive(Debug)]
+pub struct Offer {
+    pub id: ExecutionId,
+    /// The command's name as far as it could be read; for messages when the rest is wrong.
+    pub command: String,
+    pub request: Result<Request, String>,
+}
+
+/// What to run, before policy has seen it.
+#[derive(Debug, PartialEq)]
+pub struct Request {
+    pub command: String,
+    pub args: Vec<String>,
+    /// `None`: no limit.
+    pub timeout: Option<Duration>,
+    pub metadata_only: bool,
+}
+
+impl Offer {
+    /// Reads one entry of the pending list.
+    ///
+    /// # Errors
+    /// Why the entry cannot even be rejected: it has no usable id.
+    pub fn parse(entry: &Value) -> Result<Self, String> {
+        let id = match entry.get("id") {
+            Some(Value::String(id)) => ExecutionId::try_from(id.clone())?,
+            Some(other) => return Err(format!("its id is {}, not a UUID", quoted(&other.to_string()))),
+            None => return Err("it has no id".to_owned()),
+        };
+        let command = entry.get("command").and_then(Value::as_str).unwrap_or_default().to_owned();
+        Ok(Self { id, command, request: Request::parse(entry) })
+    }
+}
+
+impl Request {
+    fn parse(entry: &Value) -> Result<Self, String> {
+        let wrong = |field: &str, rule: &str| {
+            Err(format!("'{field}' is {}, but must be {rule}", quoted(&entry[field].to_string())))
+        };
+        let command = match entry.get("command") {
+            Some(Value::String(command)) => command.clone(),
+            _ => return wrong("command", "the name of a command"),
+        };
+        let args = match entry.get("args") {
+            None | Some(Value::Null) => "",
+            Some(Value::String(args)) => args,
+            Some(_) => return wrong("args", "one string"),
+        };
+        let timeout = match entry.get("timeout") {
+            None => Some(DEFAULT_TIMEOUT),
+            Some(Value::Null) => None,
+            Some(value) => match value.as_f64() {
+                Some(seconds) if seconds > 0.0 => {
+                    Some(Duration::try_from_secs_f64(seconds).unwrap_or(TIMEOUT_MAX).min(TIMEOUT_MAX))
+                }
+                _ => return wrong("timeout", "a positive number of seconds, or null for no limit"),
+            },
+        };
+        let metadata_only = match entry.get("use_metadata_only_mode") {
+            None | Some(Value::Null) => false,
+            Some(Value::Bool(flag)) => *flag,
+            Some(_) => return wrong("use_metadata_only_mode", "true or false"),
+        };
+        let args =
+            words::split(args).map_err(|why| format!("the arguments cannot be split into words: {why}"))?;
+        Ok(Self { command, args, timeout, metadata_only })
+    }
+}
+
+/// How an execution ended, in the protocol's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    Success,
+    Failed,
+    Cancelled,
+    TimedOut,
+}
+
+impl Status {
+    /// The word that goes over the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::TimedOut => "timed_out",
+        }
+    }
+}
+
+/// What `complete` reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The process's own code; `-N` if signal N ended it; -1 for a timeout or if it could not be started.
+    pub exit_code: i32,
+    pub status: Status,
+}
+
+impl Outcome {
+    /// It never ran, or nobody saw how it ended.
+    pub const FAILED: Self = Self { exit_code: -1, status: Status::Failed };
+
+    /// The command ended by itself.
+    pub fn exited(exit_code: i32) -> Self {
+        Self { exit_code, status: if exit_code == 0 { Status::Success } else { Status::Failed } }
+    }
+}
+
+/// `text` in quotes, shortened, with control characters escaped: for messages about what the service sent.
+pub fn quoted(text: &str) -> String {
+    let mut short: String = text.chars().take(QUOTE_MAX).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    format!("'{}'", crate::log::printable(&short))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const ID: &str = "0b8f3a52-3d0e-4b1c-9a77-1f2e3d4c5b6a";
+
+    fn request(mut entry: Value) -> Result<Request, String> {
+        entry["id"] = ID.into();
+        Offer::parse(&entry).expect("a good id").request
+    }
+
+    #[test]
+    fn missing_fields_take_the_protocols_defaults() {
+        let got = request(json!({"command": "check"})).unwrap();
+        let timeout = Some(Duration::from_secs(300));
+        assert_eq!(got, Request { command: "check".into(), args: vec![], timeout, metadata_only: false });
+        let got = request(json!({"command": "check", "args": null, "timeout": null})).unwrap();
+        assert_eq!((got.args, got.timeout), (vec![], None));
+    }
+
+    #[test]
+    fn a_timeout_may_be_a_whole_number_or_a_fraction_of_any_size() {
+        let timeout = |t: Value| request(json!({"command": "check", "timeout": t})).unwrap().timeout.unwrap();
+        assert_eq!(timeout(json!(300.0)), Duration::from_secs(300));
+        assert_eq!(timeout(json!(0.5)), Duration::from_millis(500));
+        assert_eq!(timeout(json!(1e300)), TIMEOUT_MAX);
+    }
+
+    #[test]
+    fn a_wrong_field_is_named_with_its_value_and_rule() {
+        for (entry, said) in [
+            (json!({}), "'command' is 'null', but must be the name of a command"),
+            (json!({"command": 7}), "'command' is '7'"),
+            (json!({"command": "check", "args": ["a"]}), "'args' is '[\"a\"]', but must be one string"),
+            (json!({"command": "check", "timeout": 0}), "'timeout' is '0', but must be a positive number"),
+            (json!({"command": "check", "timeout": -1}), "'timeout' is '-1'"),
+            (json!({"command": "check", "timeout": "30"}), "'timeout' is '\"30\"'"),
+            (json!({"command": "check", "use_metadata_only_mode": 1}), "must be true or false"),
+            (json!({"command": "check", "args": "'x"}), "the arguments cannot be split into words: "),
+        ] {
+            let error = request(entry).unwrap_err();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_entry_without_a_uuid_cannot_be_answered_at_all() {
+        for entry in [json!(null), json!([]), json!({}), json!({"id": 5}), json!({"id": "../../admin"})] {
+            assert!(Offer::parse(&entry).is_err(), "{entry}");
+        }
+        for id in ["", &ID[1..], &format!("{ID}\n"), &ID.replace('-', "/"), &ID.replace('0', "g")] {
+            assert!(ExecutionId::try_from(id.to_owned()).is_err(), "{id}");
+        }
+        let upper = ExecutionId::try_from(ID.to_uppercase()).unwrap();
+        assert_eq!((upper.as_str(), upper.canonical().as_str()), (&*ID.to_uppercase(), ID));
+    }
+}

@@ -1,0 +1,357 @@
+//! The directory of one execution: its files, and the order in which they may come to be.
+//!
+//! | file | written by | says |
+//! | --- | --- | --- |
+//! | `spec.json` | runner, before `start` is sent | what to run |
+//! | `cursor.json` | runner, once `start` is accepted | which bytes of `output` the next chunk numbers stand for |
+//! | `shim.lock` | held by the shim for life | that somebody looks after the command; its PID |
+//! | `output` | shim | segments, append only |
+//! | `exit.json` | shim, once | how it ended |
+//!
+//! The JSON files come by rename, synced, so that each is there whole or not at all, after a loss of power too.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::segment::{self, Stream};
+use super::{ExecutionId, Outcome};
+
+/// The version of everything in an execution's directory. A runner leaves a directory of a higher one alone.
+pub const FORMAT: u32 = 1;
+
+/// A directory whose execution is done for; what a crash leaves of it is removed at the next start.
+const DONE_SUFFIX: &str = ".done";
+
+/// `spec.json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Spec {
+    pub version: u32,
+    pub id: ExecutionId,
+    pub command: String,
+    pub task: Task,
+}
+
+/// What is to be done about an execution.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    Run(Process),
+    /// Policy refused it: this text is its output, and there is nothing that could be started.
+    Reject {
+        reason: String,
+        text: String,
+    },
+}
+
+/// The process that the shim starts, approved by policy.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Process {
+    pub argv: Vec<String>,
+    pub directory: String,
+    /// Set as `DJANGO_SETTINGS_MODULE`; the rest of the environment is the runner's.
+    pub settings_module: Option<String>,
+    /// Seconds; `None` for no limit.
+    pub timeout: Option<f64>,
+    /// stdout and stderr go to `/dev/null`.
+    pub metadata_only: bool,
+}
+
+/// `cursor.json`: the bytes `start..end` of `output` are being sent in chunks from `number` on.
+///
+/// How they are cut into chunks depends on nothing else, so a number stands for the same content after any restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    pub version: u32,
+    pub number: u64,
+    pub start: u64,
+    pub end: u64,
+}
+
+/// `exit.json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Exit {
+    pub version: u32,
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    /// How long the process ran, in seconds.
+    pub duration: f64,
+}
+
+/// Who looks after the command.
+pub enum Keeper {
+    /// Nobody ever did. The lock is ours now; given to a shim, it never becomes free in between.
+    Nobody(File),
+    /// A shim did, and died.
+    Dead,
+    /// A shim that holds the lock. Its PID is missing for an instant, until it has written it.
+    Alive(Option<u32>),
+}
+
+/// An execution's directory on disk.
+#[derive(Debug, Clone)]
+pub struct ExecutionDir {
+    path: PathBuf,
+}
+
+impl ExecutionDir {
+    /// Makes the directory with its `spec.json`, synced.
+    ///
+    /// # Errors
+    /// It exists already, or the disk does not take it; then nothing is left behind.
+    pub fn create(executions: &Path, spec: &Spec) -> io::Result<Self> {
+        let dir = Self { path: executions.join(spec.id.canonical()) };
+        fs::DirBuilder::new().mode(0o700).create(&dir.path)?;
+        let written = dir.write("spec.json", spec).and_then(|()| sync_dir(executions));
+        if written.is_err() {
+            let _ = fs::remove_dir_all(&dir.path);
+        }
+        written.map(|()| dir)
+    }
+
+    /// A directory that is there.
+    pub fn open(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// The directories below `executions`. What a crash left of finished ones is removed on the way.
+    ///
+    /// # Errors
+    /// `executions` cannot be read.
+    pub fn list(executions: &Path) -> io::Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(executions)? {
+            let path = entry?.path();
+            if path.to_string_lossy().ends_with(DONE_SUFFIX) {
+                let _ = fs::remove_dir_all(&path);
+            } else {
+                found.push(Self { path });
+            }
+        }
+        found.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(found)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// # Errors
+    /// `NotFound` if a crash came before it was written: then nothing was ever sent for this execution.
+    pub fn spec(&self) -> io::Result<Spec> {
+        self.read("spec.json")
+    }
+
+    /// `None` until the service has accepted `start`.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn cursor(&self) -> io::Result<Option<Cursor>> {
+        optional(self.read("cursor.json"))
+    }
+
+    /// # Errors
+    /// The disk does not take it.
+    pub fn write_cursor(&self, cursor: Cursor) -> io::Result<()> {
+        self.write("cursor.json", &cursor)
+    }
+
+    /// `None` while the execution has not ended.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn exit(&self) -> io::Result<Option<Exit>> {
+        optional(self.read("exit.json"))
+    }
+
+    /// Writes how it ended, after all output is on disk.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn write_exit(&self, outcome: Outcome, duration: f64) -> io::Result<()> {
+        if let Ok(output) = File::open(self.output_path()) {
+            output.sync_data()?;
+        }
+        self.write("exit.json", &Exit { version: FORMAT, outcome, duration })
+    }
+
+    /// Who looks after the command, asked of the lock: neither PIDs nor times can tell.
+    ///
+    /// # Errors
+    /// The lock file cannot be opened.
+    pub fn keeper(&self) -> io::Result<Keeper> {
+        let path = self.path.join("shim.lock");
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let mut content = String::new();
+        match file.try_lock() {
+            Ok(()) => {
+                file.read_to_string(&mut content)?;
+                Ok(if content.is_empty() { Keeper::Nobody(file) } else { Keeper::Dead })
+            }
+            Err(TryLockError::WouldBlock) => {
+                file.read_to_string(&mut content)?;
+                Ok(Keeper::Alive(content.trim().parse().ok()))
+            }
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    pub fn output_path(&self) -> PathBuf {
+        self.path.join("output")
+    }
+
+    /// Opens `output` for appending whole segments, one `write` each time.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn appender(&self) -> io::Result<File> {
+        OpenOptions::new().create(true).append(true).mode(0o600).open(self.output_path())
+    }
+
+    /// Makes the execution one that has failed, with nothing but `text` on stderr. Before anything was sent of it.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn reject(&self, timestamp: f64, text: &str) -> io::Result<()> {
+        let mut lines = Vec::new();
+        segment::write_text(&mut lines, Stream::Stderr, timestamp, text);
+        fs::write(self.output_path(), lines)?;
+        self.write_exit(Outcome::FAILED, 0.0)
+    }
+
+    /// Appends text of the runner's own. Only while no shim writes: half a segment that a dead one left is cut off.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn append_text(&self, stream: Stream, timestamp: f64, text: &str) -> io::Result<()> {
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(self.output_path())?;
+        cut_torn_tail(&mut file)?;
+        let mut lines = Vec::new();
+        segment::write_text(&mut lines, stream, timestamp, text);
+        file.write_all(&lines)?;
+        file.sync_data()
+    }
+
+    /// Removes the directory, so that a crash on the way cannot make it look like an unfinished execution.
+    ///
+    /// # Errors
+    /// It cannot be renamed. What cannot be removed after that is removed at the next start.
+    pub fn remove(&self) -> io::Result<()> {
+        let mut done = self.path.clone().into_os_string();
+        done.push(DONE_SUFFIX);
+        fs::rename(&self.path, &done)?;
+        fs::remove_dir_all(done)
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<T> {
+        let bytes = fs::read(self.path.join(name))?;
+        serde_json::from_slice(&bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    }
+
+    fn write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
+        let temporary = self.path.join(format!("{name}.tmp"));
+        let mut file =
+            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
+        file.write_all(&serde_json::to_vec(value)?)?;
+        file.sync_data()?;
+        fs::rename(&temporary, self.path.join(name))?;
+        sync_dir(&self.path)
+    }
+}
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn optional<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// Leaves `file` at its end, behind a newline.
+fn cut_torn_tail(file: &mut File) -> io::Result<()> {
+    const BLOCK: u64 = 64 * 1024;
+    let mut end = file.seek(SeekFrom::End(0))?;
+    while end > 0 {
+        let start = end.saturating_sub(BLOCK);
+        file.seek(SeekFrom::Start(start))?;
+        let mut block = Vec::new();
+        (&mut *file).take(end - start).read_to_end(&mut block)?;
+        if let Some(newline) = block.iter().rposition(|b| *b == b'\n') {
+            end = start + newline as u64 + 1;
+            break;
+        }
+        end = start;
+    }
+    file.set_len(end)?;
+    file.seek(SeekFrom::Start(end)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rejection() -> Task {
+        Task::Reject { reason: "no".into(), text: "no\n".into() }
+    }
+
+    fn new_dir(executions: &Path) -> ExecutionDir {
+        let id = ExecutionId::try_from("0B8F3A52-3d0e-4b1c-9a77-1f2e3d4c5b6a".to_owned()).unwrap();
+        let spec = Spec { version: FORMAT, id, command: "check".into(), task: rejection() };
+        ExecutionDir::create(executions, &spec).unwrap()
+    }
+
+    #[test]
+    fn a_directory_is_made_once_and_found_by_its_lower_case_id() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = new_dir(temp.path());
+        assert!(dir.path().ends_with("0b8f3a52-3d0e-4b1c-9a77-1f2e3d4c5b6a"));
+        assert_eq!(dir.spec().unwrap().command, "check");
+        let again = ExecutionDir::create(temp.path(), &dir.spec().unwrap()).unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+        dir.remove().unwrap();
+        assert!(ExecutionDir::list(temp.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn half_a_segment_of_a_dead_shim_is_cut_off_before_the_runner_writes() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = new_dir(temp.path());
+        let mut whole = Vec::new();
+        segment::write(&mut whole, Stream::Stdout, Some(1.0), "first\n");
+        for torn in ["", "{\"stream\":\"std", &format!("{{\"content\":\"{}", "x".repeat(200_000))] {
+            fs::write(dir.output_path(), [&whole, torn.as_bytes()].concat()).unwrap();
+            dir.append_text(Stream::Stderr, 2.0, "a\nb\n").unwrap();
+            let output = fs::read(dir.output_path()).unwrap();
+            let lines: Vec<_> = output.split_inclusive(|b| *b == b'\n').collect();
+            assert_eq!(lines.len(), 3);
+            assert_eq!(lines[0], whole);
+            assert!(lines.iter().all(|l| segment::Segment::parse(l).is_some()));
+        }
+    }
+
+    #[test]
+    fn the_lock_tells_nobody_from_alive_from_dead() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = new_dir(temp.path());
+        let Keeper::Nobody(mut held) = dir.keeper().unwrap() else { panic!("nobody ever held it") };
+        assert!(matches!(dir.keeper().unwrap(), Keeper::Alive(None)));
+        writeln!(held, "4711").unwrap();
+        assert!(matches!(dir.keeper().unwrap(), Keeper::Alive(Some(4711))));
+        drop(held);
+        assert!(matches!(dir.keeper().unwrap(), Keeper::Dead));
+    }
+}

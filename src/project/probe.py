@@ -1,0 +1,141 @@
+# Runs inside the project's own Python and tells the runner what the project is: settings, commands, help texts.
+#
+# manage.py is run as the user would run it, with one change: instead of fetching the subcommand's class, Django is
+# given a stub, which is called when the settings are loaded and the apps are ready. So nothing of Django's start-up
+# or of manage.py's own logic (dotenv files, sys.path edits) is repeated here.
+#
+# Answers are JSON lines behind a mark, on the descriptor that standard output was; standard output itself becomes
+# standard error, so that a project that prints cannot spoil them. The syntax stays valid for Python 2, so that a
+# wrong interpreter fails with "No module named django" and not with a syntax error.
+import hashlib
+import json
+import os
+import platform
+import runpy
+import sys
+import traceback
+
+MARK = b"djangocommand-probe:"
+PREFIXES = ("DJANGOCOMMAND_", "MANAGECOMMAND_")
+
+answers = os.dup(1)
+os.dup2(2, 1)
+control = os.fdopen(os.dup(0), "rb")
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
+
+def answer(value):
+    data = MARK + json.dumps(value).encode("ascii") + b"\n"
+    while data:
+        data = data[os.write(answers, data):]
+
+
+def plain(value):
+    """The value as JSON has it; lazy texts, paths and the like become their text."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if value - value == 0 else str(value)
+    if isinstance(value, dict):
+        return dict((str(k), plain(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain(v) for v in value), key=str)
+    return str(value)
+
+
+def describe(name, app, bound_args):
+    from django.core.management import load_command_class
+
+    described = {"name": name, "app_label": app if isinstance(app, str) else "", "help_text": ""}
+    try:
+        command = load_command_class(app, name)
+        described["app_label"] = app if isinstance(app, str) else getattr(app, "__name__", str(app))
+        try:
+            described["help_text"] = command.create_parser("manage.py", name).format_help()
+        except BaseException:
+            described["help_text"] = str(getattr(command, "help", "") or "")
+    except BaseException as error:  # A command whose import exits must not end the probe either.
+        sys.stderr.write("cannot load the command '%s': %r\n" % (name, error))
+    if bound_args:
+        described["bound_args"] = bound_args
+    return described
+
+
+def work():
+    """Answers the two questions, with the project loaded, and ends the process."""
+    import django
+    from django.conf import settings
+    from django.core.management import get_commands
+
+    commands = get_commands()
+    answer({
+        "python": sys.executable or "",
+        "python_version": platform.python_version(),
+        "django_version": django.get_version(),
+        "settings": dict((n, plain(getattr(settings, n))) for n in dir(settings) if n.startswith(PREFIXES)),
+        "commands": list(commands),
+    })
+    line = control.readline()
+    if line:
+        # Help texts must not depend on the terminal that the runner happens to be started from.
+        os.environ["COLUMNS"] = "80"
+        os.environ["PYTHON_COLORS"] = "0"
+        wanted = json.loads(line.decode("utf-8"))
+        described = [describe(w["name"], commands[w["name"]], w.get("bound_args")) for w in wanted]
+        by_name = sorted(described, key=lambda command: command["name"])
+        canonical = json.dumps(by_name, sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(canonical.encode("ascii")).hexdigest()
+        answer({"commands": described, "hash": "sha256:" + digest})
+    # Threads that the project has started must not hold the exit.
+    leave(0)
+
+
+def leave(status):
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:
+            pass
+    os._exit(status)
+
+
+def main(manage_py, root):
+    import django.core.management as management
+
+    class Stub(object):
+        def __init__(self, utility):
+            self.utility = utility
+
+        def run_from_argv(self, argv):
+            error = getattr(self.utility, "settings_exception", None)
+            if error is not None:
+                raise error
+            work()
+
+    management.ManagementUtility.fetch_command = lambda self, subcommand: Stub(self)
+    sys.argv = ["manage.py", "djangocommand", "start"]
+    # With PYTHONSAFEPATH the first entry is not the script's directory, so it is inserted, not replaced.
+    sys.path.insert(0, root)
+    if manage_py:
+        runpy.run_path(manage_py, run_name="__main__")
+        if not os.environ.get("DJANGO_SETTINGS_MODULE"):
+            raise SystemExit("manage.py ended without starting Django: set DJANGO_SETTINGS_MODULE, or pass --settings")
+        # It swallowed an exception, or does not go through Django's own entry point.
+        import django
+
+        django.setup()
+        work()
+    management.ManagementUtility(sys.argv).execute()
+
+
+try:
+    main(*[part.decode("utf-8") for part in control.readline().rstrip(b"\n").split(b"\0")])
+except SystemExit as stop:
+    if stop.code is not None and not isinstance(stop.code, int):
+        sys.stderr.write("%s\n" % (stop.code,))
+    leave(1)
+except BaseException:
+    traceback.print_exc()
+    leave(1)

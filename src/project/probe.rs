@@ -1,0 +1,199 @@
+//! Asks the project's own Python what the project is: settings and commands first, then the help texts.
+//!
+//! Two questions, because only the settings say which commands policy lets run, and policy is decided in one place.
+//! The script goes through a pipe: nothing shows in `ps`, and no file is left behind.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::Project;
+use crate::policy::Policy;
+use crate::sys::{self, Bond};
+
+const SCRIPT: &str = include_str!("probe.py");
+const MARK: &[u8] = b"djangocommand-probe:";
+/// A cold start of a large project takes a second or two; a settings module that waits for a network takes longer.
+const TIME_LIMIT: Duration = Duration::from_secs(120);
+/// No project's help texts are as large, and no more is read.
+const ANSWER_MAX: u64 = 64 * 1024 * 1024;
+/// What is kept of what the project prints, from its beginning.
+const STDERR_MAX: u64 = 256 * 1024;
+/// How long to wait for the rest of a failed probe's output, which a background process may keep open.
+const STDERR_LINGER: Duration = Duration::from_millis(500);
+
+/// The first answer.
+#[derive(Debug, Deserialize)]
+pub struct Facts {
+    /// The interpreter as it names itself: a shim of a version manager is resolved. It runs the commands.
+    pub python: String,
+    pub python_version: String,
+    pub django_version: String,
+    /// The settings whose names begin with one of the runner's prefixes.
+    pub settings: BTreeMap<String, Value>,
+    /// Names, in the order in which Django lists them.
+    pub commands: Vec<String>,
+}
+
+/// The second answer: what the dashboard is told, as the script wrote it.
+#[derive(Debug, Deserialize)]
+pub struct Catalogue {
+    pub commands: Box<RawValue>,
+    pub hash: String,
+}
+
+#[derive(Serialize)]
+struct Wanted<'a> {
+    name: &'a str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    bound_args: Vec<BTreeMap<&'static str, &'a str>>,
+}
+
+/// A project that has been loaded and waits for the second question.
+pub struct Probe {
+    child: Child,
+    stdin: ChildStdin,
+    answers: Receiver<Vec<u8>>,
+    stderr: Receiver<Vec<u8>>,
+    deadline: Instant,
+}
+
+impl Probe {
+    /// Loads the project and asks the first question.
+    ///
+    /// # Errors
+    /// The project's own words about what is wrong, its last line first.
+    pub fn start(project: &Project) -> Result<(Self, Facts), String> {
+        // A bootstrap on the command line reads the script, so that the pipe stays open for the questions.
+        let bootstrap = format!(
+            "import os\ns=b''\nwhile len(s)<{0}:\n c=os.read(0,{0}-len(s))\n if not c:raise SystemExit(1)\n s+=c\n\
+             exec(compile(s,'<djangocommand probe>','exec'))",
+            SCRIPT.len()
+        );
+        let mut command = Command::new(&project.python);
+        command.args(["-c", &bootstrap]).current_dir(&project.root);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Sets in help texts (the choices of an option) would be printed in another order each time.
+        command.env("PYTHONHASHSEED", "0");
+        if let Some(module) = &project.settings_module {
+            command.env("DJANGO_SETTINGS_MODULE", module);
+        }
+        sys::isolate(&mut command, Bond::DiesWithParent);
+        let mut child = command.spawn().map_err(|e| format!("cannot run '{}': {e}", project.python))?;
+        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
+            return Err(format!("cannot run '{}': it has no pipes", project.python));
+        };
+        let answers = read_answers(stdout);
+        let stderr = read_stderr(stderr);
+        let deadline = Instant::now() + TIME_LIMIT;
+        let mut probe = Self { child, stdin, answers, stderr, deadline };
+        let manage_py =
+            if project.has_manage_py { format!("{}/manage.py", project.root) } else { String::new() };
+        let question = format!("{SCRIPT}{manage_py}\0{}\n", project.root);
+        let facts: Facts = probe.ask(question.as_bytes())?;
+        Ok((probe, facts))
+    }
+
+    /// Asks the second question: help texts of the commands that `policy` lets run, and the hash of them all.
+    ///
+    /// # Errors
+    /// As for `start`.
+    pub fn describe(mut self, facts: &Facts, policy: &Policy) -> Result<Catalogue, String> {
+        let admitted = facts.commands.iter().filter(|name| policy.admits(name).is_ok());
+        let wanted: Vec<Wanted<'_>> = admitted
+            .map(|name| {
+                let choices = policy.bound.get(name).into_iter().flatten();
+                let bound_args =
+                    choices.map(|c| BTreeMap::from([("args", &*c.args), ("label", &*c.label)])).collect();
+                Wanted { name, bound_args }
+            })
+            .collect();
+        let mut question = serde_json::to_vec(&wanted).map_err(|e| e.to_string())?;
+        question.push(b'\n');
+        self.ask(&question)
+    }
+
+    fn ask<T: for<'de> Deserialize<'de>>(&mut self, question: &[u8]) -> Result<T, String> {
+        // If it has ended already the write fails, and what it said tells more than that.
+        let _ = self.stdin.write_all(question);
+        match self.answers.recv_timeout(self.deadline.saturating_duration_since(Instant::now())) {
+            Ok(answer) => serde_json::from_slice(&answer)
+                .map_err(|e| format!("the project's Python answered nonsense: {e}")),
+            Err(RecvTimeoutError::Timeout) => Err(format!(
+                "the project did not load within {} s; what it printed:\n{}",
+                TIME_LIMIT.as_secs(),
+                self.printed()
+            )),
+            Err(RecvTimeoutError::Disconnected) => Err(last_line_first(&self.printed())),
+        }
+    }
+
+    fn printed(&self) -> String {
+        let mut printed = Vec::new();
+        let until = Instant::now() + STDERR_LINGER;
+        while let Ok(block) = self.stderr.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            printed.extend(block);
+        }
+        String::from_utf8_lossy(&printed).into_owned()
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        sys::kill_group(self.child.id(), sys::SIGKILL);
+        let _ = self.child.wait();
+    }
+}
+
+/// A pipe thread: the lines that bear the mark; others come from code that ran before the script.
+fn read_answers(stdout: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut lines = BufReader::new(stdout.take(ANSWER_MAX));
+        let mut line = Vec::new();
+        while matches!(lines.read_until(b'\n', &mut line), Ok(n) if n > 0) {
+            if let Some(start) = line.windows(MARK.len()).position(|bytes| bytes == MARK)
+                && sender.send(line.split_off(start + MARK.len())).is_err()
+            {
+                return;
+            }
+            line.clear();
+        }
+    });
+    receiver
+}
+
+/// A pipe thread: the beginning of what is printed; the rest is read and dropped, so that nobody blocks.
+fn read_stderr(stderr: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut first = stderr.take(STDERR_MAX);
+        let mut block = [0; 4096];
+        while let Ok(n @ 1..) = first.read(&mut block) {
+            if sender.send(block[..n].to_vec()).is_err() {
+                return;
+            }
+        }
+        drop(sender);
+        let _ = io::copy(&mut first.into_inner(), &mut io::sink());
+    });
+    receiver
+}
+
+/// A traceback's cause is its last line: it is shown first, then all of it.
+fn last_line_first(printed: &str) -> String {
+    let printed = printed.trim_end();
+    match printed.lines().last() {
+        None => "the project's Python ended without a word".to_owned(),
+        Some(last) if printed.lines().count() == 1 => format!("the project does not load: {last}"),
+        Some(last) => format!("the project does not load: {last}\nwhat its Python printed:\n{printed}"),
+    }
+}

@@ -1,0 +1,435 @@
+//! Role 1: the loop. All network, policy and timers, in one thread.
+//!
+//! Each turn takes the signals, looks after the executions, does the most urgent duty that is due (one request at
+//! most), and then waits for the next due time or a signal. Nothing that must not be forgotten is only in memory: an
+//! execution is a directory, and a new one, a running one and one found after a crash go the same way.
+
+mod executions;
+mod link;
+
+use std::collections::{BTreeSet, HashSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use signal_hook::flag;
+
+use crate::api::{CancelWish, Client, Failure};
+use crate::audit::Audit;
+use crate::config::Config;
+use crate::execution::Offer;
+use crate::log;
+use crate::project::Project;
+use crate::project::probe::{Catalogue, Facts};
+use crate::signals::Signals;
+use crate::state::StateDir;
+use crate::sys;
+use crate::timer::Recurring;
+use executions::{Active, Stage};
+use link::Link;
+
+/// Executions at a time; the others stay pending at the service (`protocol.md`, Meaning).
+const CONCURRENT_MAX: usize = 4;
+/// Executions whose end could not be reported yet. With more than that nothing new is taken.
+const UNREPORTED_MAX: usize = 100;
+/// `protocol.md`, Meaning.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// How often running executions are looked at for output and for their end.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a runner that was told to stop tries to deliver what has ended. The rest is left to the next runner.
+const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
+/// How many oddities of the pending list are remembered, so that each is said once and not at every poll.
+const TOLD_MAX: usize = 1000;
+
+/// What the runner is made of.
+pub struct Parts {
+    pub config: Config,
+    pub project: Project,
+    pub facts: Facts,
+    pub catalogue: Catalogue,
+    pub client: Client,
+    pub state: StateDir,
+    pub audit: Audit,
+}
+
+pub struct Runner {
+    parts: Parts,
+    /// The project's commands, for policy.
+    found: BTreeSet<String>,
+    executions: PathBuf,
+    active: Vec<Active>,
+    link: Link,
+    heartbeat: Recurring,
+    sync: Recurring,
+    needs_sync: bool,
+    poll: Recurring,
+    /// The last poll left something on the list for want of room.
+    more_pending: bool,
+    told: HashSet<String>,
+    signals: Signals,
+    /// While set, SIGTERM and SIGINT end the process at once, even inside a request.
+    nothing_to_lose: Arc<AtomicBool>,
+    stop: Stop,
+}
+
+enum Stop {
+    No,
+    /// Take nothing new, let what runs end.
+    Draining {
+        cancelled: bool,
+    },
+    /// Nothing runs any more; deliver until then.
+    Delivering {
+        until: Instant,
+    },
+}
+
+/// What a turn can do for the service, most urgent first. The number is the place in `active`.
+#[derive(Clone, Copy)]
+enum Duty {
+    Heartbeat,
+    Sync,
+    Complete(usize),
+    Start(usize),
+    AskCancel(usize),
+    Poll,
+    Output(usize),
+}
+
+impl Runner {
+    /// Takes over what an earlier runner left.
+    ///
+    /// # Errors
+    /// Signals cannot be caught, or the executions' directory cannot be read.
+    pub fn new(parts: Parts) -> io::Result<Self> {
+        let nothing_to_lose = Arc::new(AtomicBool::new(false));
+        for signal in [sys::SIGTERM, sys::SIGINT] {
+            // Before the flags, because handlers run in the order of their registration.
+            flag::register_conditional_shutdown(signal, 0, Arc::clone(&nothing_to_lose))?;
+        }
+        let signals = Signals::catch(&[sys::SIGTERM, sys::SIGINT, sys::SIGCHLD])?;
+        let now = Instant::now();
+        let (interval, retries) = (parts.config.heartbeat_interval, parts.config.max_retries);
+        let executions = parts.state.executions();
+        let active = executions::adopt(&executions, interval, retries)?;
+        Ok(Self {
+            found: parts.facts.commands.iter().cloned().collect(),
+            executions,
+            active,
+            link: Link::new(parts.catalogue.hash.clone()),
+            heartbeat: Recurring::new(interval, retries, now),
+            sync: Recurring::new(interval, retries, now),
+            needs_sync: false,
+            poll: Recurring::new(POLL_INTERVAL, retries, now),
+            more_pending: false,
+            told: HashSet::new(),
+            signals,
+            nothing_to_lose,
+            stop: Stop::No,
+            parts,
+        })
+    }
+
+    /// Runs until a signal ends it.
+    pub fn run(mut self) {
+        loop {
+            self.take_signals();
+            self.tend_executions();
+            if self.is_finished() {
+                break;
+            }
+            match self.most_urgent(Instant::now()) {
+                Ok(duty) => self.perform(duty),
+                Err(due) => {
+                    let limit = if self.any_unended() { LOOK_INTERVAL } else { Duration::from_secs(3600) };
+                    self.signals.wait(due.saturating_duration_since(Instant::now()).min(limit));
+                }
+            }
+        }
+        match self.active.len() {
+            0 => log::info!("stopped"),
+            left => {
+                log::warning!("stopped; the next runner will deliver what is left of {left} execution(s)")
+            }
+        }
+    }
+
+    fn take_signals(&mut self) {
+        while sys::reap().is_some() {}
+        self.signals.take(sys::SIGCHLD);
+        if !self.signals.take(sys::SIGTERM) && !self.signals.take(sys::SIGINT) {
+            return;
+        }
+        let running =
+            self.active.iter().filter(|active| matches!(active.stage, Stage::Running { .. })).count();
+        match self.stop {
+            Stop::No => {
+                log::info!(
+                    "stopping: nothing new is taken; {running} execution(s) run to their end (a second signal cancels them)"
+                );
+                self.stop = Stop::Draining { cancelled: false };
+                self.active.retain(|active| !active.leave_to_the_service());
+            }
+            Stop::Draining { cancelled: false } => {
+                log::info!("cancelling {running} execution(s)");
+                self.stop = Stop::Draining { cancelled: true };
+                self.active.iter_mut().for_each(|active| active.want_end(CancelWish::Graceful));
+            }
+            Stop::Draining { cancelled: true } => {}
+            Stop::Delivering { .. } => self.stop = Stop::Delivering { until: Instant::now() },
+        }
+    }
+
+    fn is_finished(&mut self) -> bool {
+        if matches!(self.stop, Stop::Draining { .. }) && !self.any_unended() {
+            self.stop = Stop::Delivering { until: Instant::now() + DELIVERY_PATIENCE };
+        }
+        matches!(self.stop, Stop::Delivering { until } if self.active.is_empty() || Instant::now() >= until)
+    }
+
+    fn any_unended(&self) -> bool {
+        self.active.iter().any(|active| !active.has_ended())
+    }
+
+    fn tend_executions(&mut self) {
+        let before = self.unended();
+        for active in &mut self.active {
+            active.tend();
+        }
+        if self.unended() < before && self.more_pending {
+            self.poll.hurry(Instant::now());
+        }
+        self.active.retain(|active| !active.is_lost());
+    }
+
+    fn unended(&self) -> usize {
+        self.active.iter().filter(|active| !active.has_ended()).count()
+    }
+
+    /// The most urgent duty that is due, or else when the next one will be.
+    fn most_urgent(&self, now: Instant) -> Result<Duty, Instant> {
+        let mut candidates = vec![(self.heartbeat.due(), Duty::Heartbeat)];
+        if self.link.key_is_good() {
+            if self.needs_sync {
+                candidates.push((self.sync.due(), Duty::Sync));
+            }
+            let of_all = |duty: fn(usize) -> Duty, due: &dyn Fn(&Active) -> Option<Instant>| {
+                let all = self.active.iter().enumerate();
+                all.filter_map(|(i, active)| Some((due(active)?, duty(i)))).collect::<Vec<_>>()
+            };
+            candidates.extend(of_all(Duty::Complete, &|active| active.complete_due(now)));
+            candidates.extend(of_all(Duty::Start, &Active::start_due));
+            candidates.extend(of_all(Duty::AskCancel, &Active::ask_due));
+            if self.takes_more() {
+                candidates.push((self.poll.due(), Duty::Poll));
+            }
+            let mut output = of_all(Duty::Output, &|active| active.output_due(now));
+            output.sort_by_key(|(_, duty)| match duty {
+                Duty::Output(i) => self.active[*i].delivery.last_window(),
+                _ => None,
+            });
+            candidates.extend(output);
+        }
+        match candidates.iter().find(|(due, _)| *due <= now) {
+            Some((_, duty)) => Ok(*duty),
+            None => Err(candidates.iter().map(|(due, _)| *due).min().unwrap_or(now)),
+        }
+    }
+
+    fn takes_more(&self) -> bool {
+        matches!(self.stop, Stop::No)
+            && !self.link.is_suspended()
+            && self.unended() < CONCURRENT_MAX
+            && self.active.len() < UNREPORTED_MAX
+    }
+
+    fn perform(&mut self, duty: Duty) {
+        self.nothing_to_lose.store(self.active.is_empty(), Ordering::SeqCst);
+        match duty {
+            Duty::Heartbeat => self.send_heartbeat(),
+            Duty::Sync => self.send_sync(),
+            Duty::Poll => self.send_poll(),
+            Duty::Start(i) => self.send_start(i),
+            Duty::AskCancel(i) => self.ask_cancel(i),
+            Duty::Output(i) => self.send_output(i),
+            Duty::Complete(i) => self.send_complete(i),
+        }
+        self.nothing_to_lose.store(false, Ordering::SeqCst);
+    }
+
+    /// Tells the link how a request went, and draws the consequences that concern all duties.
+    fn heard<T>(&mut self, endpoint: &'static str, result: &Result<T, Failure>) -> Instant {
+        let now = Instant::now();
+        match result {
+            Err(Failure::Denied(message)) => {
+                let wait = self.link.key_refused(message, now);
+                self.heartbeat.reschedule(now + wait);
+            }
+            Err(Failure::Unreachable { cause, .. }) => self.link.unreachable(endpoint, cause, now),
+            Ok(_) | Err(Failure::Refused { .. }) => {
+                if self.link.reached(endpoint, now) {
+                    self.active.iter_mut().for_each(|active| active.retry_now(now));
+                }
+            }
+        }
+        now
+    }
+
+    fn send_heartbeat(&mut self) {
+        let Facts { python_version, django_version, .. } = &self.parts.facts;
+        let result = self.parts.client.heartbeat(python_version, django_version, self.link.hash());
+        let now = self.heard("heartbeat", &result);
+        match result {
+            Ok(heartbeat) => {
+                self.heartbeat.succeeded(now);
+                if self.link.key_accepted() {
+                    // What waited for the key need not wait longer.
+                    self.active.iter_mut().for_each(|active| active.retry_now(now));
+                    self.poll.reschedule(now);
+                }
+                if heartbeat.pending_executions > 0 {
+                    self.poll.hurry(now);
+                }
+                if !heartbeat.commands_in_sync && !self.needs_sync {
+                    self.needs_sync = true;
+                    self.sync.reschedule(now);
+                }
+                self.link.suspension(heartbeat.suspended);
+            }
+            Err(Failure::Denied(_)) => {}
+            Err(failure) => {
+                if let Failure::Refused { .. } = failure {
+                    log::error!("the service does not accept heartbeats: {failure}");
+                }
+                self.heartbeat.failed(now, failure.retry_after());
+            }
+        }
+    }
+
+    fn send_sync(&mut self) {
+        let result = self.parts.client.sync(&self.parts.catalogue);
+        let now = self.heard("sync", &result);
+        match result {
+            Ok((count, hash)) => {
+                log::info!("told the service of {count} command(s)");
+                self.needs_sync = false;
+                if let Some(hash) = hash {
+                    self.link.adopt_hash(hash);
+                }
+            }
+            Err(failure) => {
+                if let Failure::Refused { .. } = failure {
+                    log::error!("the service does not accept the list of commands: {failure}");
+                }
+                self.sync.failed(now, failure.retry_after());
+            }
+        }
+    }
+
+    fn send_poll(&mut self) {
+        let result = self.parts.client.pending();
+        let now = self.heard("poll", &result);
+        match result {
+            Ok(entries) => {
+                self.poll.succeeded(now);
+                self.nothing_to_lose.store(false, Ordering::SeqCst);
+                self.take(&entries);
+            }
+            Err(failure) => {
+                if let Failure::Refused { .. } = failure {
+                    log::error!("the service does not say what is pending: {failure}");
+                }
+                self.poll.failed(now, failure.retry_after());
+            }
+        }
+    }
+
+    /// Takes from the pending list what there is room for.
+    fn take(&mut self, entries: &[Value]) {
+        self.more_pending = false;
+        for entry in entries {
+            let offer = match Offer::parse(entry) {
+                Ok(offer) => offer,
+                Err(why) => {
+                    self.tell_once(&why, |why| log::warning!("skipped an entry of the pending list: {why}"));
+                    continue;
+                }
+            };
+            if self.active.iter().any(|active| active.spec.id.canonical() == offer.id.canonical()) {
+                continue;
+            }
+            if self.parts.audit.has(&offer.id) {
+                let id = offer.id.to_string();
+                self.tell_once(&id, |id| {
+                    log::warning!("execution {id} was here before and is not run again")
+                });
+                continue;
+            }
+            if !self.takes_more() {
+                self.more_pending = true;
+                return;
+            }
+            self.take_one(offer);
+        }
+    }
+
+    fn take_one(&mut self, offer: Offer) {
+        let (id, command) = (offer.id.clone(), offer.command.clone());
+        let spec = executions::decide(offer, &self.parts.config.policy, &self.found, &self.parts);
+        match Active::create(&self.executions, spec, &self.heartbeat_pace()) {
+            Ok(active) => self.active.push(active),
+            Err(error) => {
+                let what = format!("execution {id} ({command}) cannot be taken: {error}");
+                self.tell_once(&what, |what| log::error!("{what}; it stays pending at the service"));
+            }
+        }
+    }
+
+    /// `start` keeps the heartbeat's pace when its retries are used up.
+    fn heartbeat_pace(&self) -> Recurring {
+        Recurring::new(self.parts.config.heartbeat_interval, self.parts.config.max_retries, Instant::now())
+    }
+
+    fn tell_once(&mut self, what: &str, tell: impl Fn(&str)) {
+        if self.told.len() >= TOLD_MAX {
+            self.told.clear();
+        }
+        if self.told.insert(what.to_owned()) {
+            tell(what);
+        }
+    }
+
+    fn send_start(&mut self, i: usize) {
+        let result = self.parts.client.start(&self.active[i].spec.id);
+        let now = self.heard("start", &result);
+        if !self.active[i].started(result, &mut self.parts.audit, now) {
+            self.active.remove(i);
+        }
+    }
+
+    fn ask_cancel(&mut self, i: usize) {
+        let result = self.parts.client.cancel_wish(&self.active[i].spec.id);
+        let now = self.heard("cancel-status", &result);
+        self.active[i].asked(result, now);
+    }
+
+    fn send_output(&mut self, i: usize) {
+        let active = &mut self.active[i];
+        let Some(body) = active.next_chunk() else { return };
+        let result = self.parts.client.output(&active.spec.id, &body);
+        let now = self.heard("output", &result);
+        self.active[i].sent(result, now);
+    }
+
+    fn send_complete(&mut self, i: usize) {
+        let Some(outcome) = self.active[i].outcome_to_report() else { return };
+        let result = self.parts.client.complete(&self.active[i].spec.id, outcome);
+        let now = self.heard("complete", &result);
+        if self.active[i].completed(result, outcome, &mut self.parts.audit, now) {
+            self.active.remove(i);
+        }
+    }
+}

@@ -1,0 +1,454 @@
+//! One execution as the runner sees it, from the offer to the acknowledged completion.
+//!
+//! Its truth is its directory; what is in memory here can be had again from there, which is what adoption does.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::api::{CancelWish, Failure};
+use crate::audit::{Audit, Event};
+use crate::delivery::{self, Delivery};
+use crate::execution::segment::Stream;
+use crate::execution::store::{ExecutionDir, FORMAT, Keeper, Process, Spec, Task};
+use crate::execution::{Offer, Outcome};
+use crate::log;
+use crate::policy::{Policy, Rejection};
+use crate::shim;
+use crate::timer::{Backoff, Recurring};
+
+use super::Parts;
+
+/// How often the service is asked whether a running execution shall end (`protocol.md`, Meaning).
+const ASK_INTERVAL: Duration = Duration::from_secs(2);
+/// What metadata-only executions show in place of each stream.
+const METADATA_ONLY_TEXT: &str = "(metadata-only mode, no output captured)\n";
+const INTERRUPTED_TEXT: &str = "[djangocommand: interrupted before the command began; it was not run]\n";
+const SHIM_DIED_TEXT: &str =
+    "[djangocommand: the process that watched the command was killed, and the command with it]\n";
+
+pub(super) enum Stage {
+    /// No process yet.
+    New,
+    /// A shim has it. The wish is the service's or the user's; `asked` is how much of it the shim was told.
+    Running {
+        wish: CancelWish,
+        asked: CancelWish,
+    },
+    Ended(Outcome),
+}
+
+pub(super) struct Active {
+    pub(super) spec: Spec,
+    pub(super) stage: Stage,
+    pub(super) delivery: Delivery,
+    dir: ExecutionDir,
+    /// The service has accepted `start`.
+    announced: bool,
+    /// A `start` was sent whose answer never came: a 409 then means that it got through.
+    unclear: bool,
+    announce: Recurring,
+    ask: Recurring,
+    /// For output and completion, one after the other.
+    retry: Backoff,
+    /// The directory is gone or unreadable: nothing can be done for this execution any more.
+    lost: bool,
+}
+
+/// Lets policy decide on an offer.
+pub(super) fn decide(offer: Offer, policy: &Policy, found: &BTreeSet<String>, parts: &Parts) -> Spec {
+    let Offer { id, command, request } = offer;
+    let decided = request.map_err(Rejection::malformed).and_then(|request| policy.approve(request, found));
+    let task = match decided {
+        Ok(approved) => {
+            let project = &parts.project;
+            let own = project.arguments().iter().map(|arg| (*arg).to_owned());
+            let mut argv = vec![parts.facts.python.clone()];
+            argv.extend(own);
+            argv.push(approved.command().to_owned());
+            argv.extend_from_slice(approved.args());
+            Task::Run(Process {
+                argv,
+                directory: project.root.clone(),
+                settings_module: project.settings_module.clone(),
+                timeout: approved.timeout().map(|limit| limit.as_secs_f64()),
+                metadata_only: approved.metadata_only(),
+            })
+        }
+        Err(rejection) => Task::Reject { text: rejection.text(&command), reason: rejection.reason },
+    };
+    Spec { version: FORMAT, id, command, task }
+}
+
+/// The executions that an earlier runner left, each at the stage that its directory shows.
+pub(super) fn adopt(executions: &Path, interval: Duration, retries: u32) -> io::Result<Vec<Active>> {
+    let mut adopted = Vec::new();
+    for dir in ExecutionDir::list(executions)? {
+        match adopt_one(dir.clone(), Recurring::new(interval, retries, Instant::now())) {
+            Ok(Some(active)) => {
+                log::info!(
+                    "execution {} ({}): taken over from an earlier runner",
+                    active.spec.id,
+                    active.spec.command
+                );
+                adopted.push(active);
+            }
+            Ok(None) => {}
+            Err(error) => log::error!("'{}' is left alone: {error}", dir.path().display()),
+        }
+    }
+    Ok(adopted)
+}
+
+fn adopt_one(dir: ExecutionDir, announce: Recurring) -> io::Result<Option<Active>> {
+    let spec = match dir.spec() {
+        // Nothing was ever sent for it, so the service still has it on its list.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return dir.remove().map(|()| None),
+        other => other?,
+    };
+    if spec.version > FORMAT {
+        return Err(io::Error::other(format!("a newer version wrote it (format {})", spec.version)));
+    }
+    let cursor = dir.cursor()?;
+    let mut active = Active::new(dir, spec, announce);
+    active.announced = cursor.is_some();
+    active.unclear = true;
+    active.delivery = Delivery::resume(cursor.unwrap_or(Delivery::beginning()));
+    active.stage = match (active.dir.exit()?, active.dir.keeper()?) {
+        (Some(exit), _) => Stage::Ended(exit.outcome),
+        (None, Keeper::Nobody(_)) => {
+            active.end_unwatched(INTERRUPTED_TEXT)?;
+            Stage::Ended(Outcome::FAILED)
+        }
+        (None, _) => Stage::Running { wish: CancelWish::None, asked: CancelWish::None },
+    };
+    Ok(Some(active))
+}
+
+impl Active {
+    fn new(dir: ExecutionDir, spec: Spec, announce: Recurring) -> Self {
+        let now = Instant::now();
+        Self {
+            spec,
+            stage: Stage::New,
+            delivery: Delivery::resume(Delivery::beginning()),
+            dir,
+            announced: false,
+            unclear: false,
+            announce,
+            ask: Recurring::new(ASK_INTERVAL, 0, now + ASK_INTERVAL),
+            retry: Backoff::new(Backoff::DELIVERY),
+            lost: false,
+        }
+    }
+
+    /// Puts a decided offer on disk; from here on it cannot be forgotten.
+    pub(super) fn create(executions: &Path, spec: Spec, announce: &Recurring) -> io::Result<Self> {
+        let dir = ExecutionDir::create(executions, &spec)?;
+        let mut active = Self::new(dir, spec, announce.clone());
+        if let Task::Reject { reason, text } = &active.spec.task {
+            log::warning!(
+                "execution {}: '{}' is refused: {reason}",
+                active.spec.id,
+                log::printable(&active.spec.command)
+            );
+            if let Err(error) = active.dir.reject(unix_now(), text) {
+                let _ = active.dir.remove();
+                return Err(error);
+            }
+            active.stage = Stage::Ended(Outcome::FAILED);
+        }
+        Ok(active)
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.stage, Stage::Ended(_))
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// What can be done without the network: start the shim, pass on a wish, see that it has ended.
+    pub(super) fn tend(&mut self) {
+        if let Err(error) = self.try_tend() {
+            if self.dir.path().exists() {
+                log::debug!("execution {}: {error}; trying again", self.spec.id);
+            } else {
+                log::error!(
+                    "execution {}: its directory is gone; nothing more can be reported of it",
+                    self.spec.id
+                );
+                self.lost = true;
+            }
+        }
+    }
+
+    fn try_tend(&mut self) -> io::Result<()> {
+        match self.stage {
+            Stage::New if self.may_begin() => self.begin(),
+            Stage::Running { wish, asked } => {
+                let signal = if wish == CancelWish::Force { shim::FORCE } else { shim::CANCEL };
+                if wish > asked && shim::ask(&self.dir, signal)? {
+                    self.stage = Stage::Running { wish, asked: wish };
+                }
+                if let Some(exit) = self.dir.exit()? {
+                    self.stage = Stage::Ended(exit.outcome);
+                } else if !matches!(self.dir.keeper()?, Keeper::Alive(_)) {
+                    self.end_unwatched_or_late()?;
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A shim writes `exit.json` before it lets go of its lock, so it is looked for once more.
+    fn end_unwatched_or_late(&mut self) -> io::Result<()> {
+        let outcome = match self.dir.exit()? {
+            Some(exit) => exit.outcome,
+            None => {
+                log::error!("execution {}: its shim was killed", self.spec.id);
+                self.end_unwatched(SHIM_DIED_TEXT)?;
+                Outcome::FAILED
+            }
+        };
+        self.stage = Stage::Ended(outcome);
+        Ok(())
+    }
+
+    fn end_unwatched(&self, text: &str) -> io::Result<()> {
+        self.dir.append_text(Stream::Stderr, unix_now(), text)?;
+        self.dir.write_exit(Outcome::FAILED, 0.0)
+    }
+
+    /// Metadata-only executions begin when the service has the text that stands for their output.
+    fn may_begin(&self) -> bool {
+        self.announced && self.output_due(Instant::now()).is_none()
+    }
+
+    fn begin(&mut self) -> io::Result<()> {
+        let launched = match self.dir.keeper()? {
+            Keeper::Nobody(lock) => shim::launch(&self.dir, lock).map(drop),
+            _ => Ok(()),
+        };
+        self.stage = Stage::Running { wish: CancelWish::None, asked: CancelWish::None };
+        self.ask.reschedule(Instant::now() + ASK_INTERVAL);
+        if let Err(error) = launched {
+            log::error!("execution {}: no process can be started: {error}", self.spec.id);
+            self.end_unwatched(&format!(
+                "[djangocommand: no process can be started on this host: {error}]\n"
+            ))?;
+            self.stage = Stage::Ended(Outcome::FAILED);
+        }
+        Ok(())
+    }
+
+    /// The service or the user wants it to end.
+    pub(super) fn want_end(&mut self, wanted: CancelWish) {
+        if let Stage::Running { wish, .. } = &mut self.stage
+            && wanted > *wish
+        {
+            log::info!(
+                "execution {}: cancelling{}",
+                self.spec.id,
+                if wanted == CancelWish::Force { " by force" } else { "" }
+            );
+            *wish = wanted;
+        }
+    }
+
+    /// On the way out: gives back what the service surely does not know to be ours. Returns whether it did.
+    pub(super) fn leave_to_the_service(&self) -> bool {
+        !self.announced && !self.unclear && self.dir.remove().is_ok()
+    }
+
+    /// An outage has ended, or the key is good again: no waiting for old failures.
+    pub(super) fn retry_now(&mut self, now: Instant) {
+        self.retry.succeeded();
+        self.announce.reschedule(now);
+    }
+
+    pub(super) fn start_due(&self) -> Option<Instant> {
+        (!self.announced).then(|| self.announce.due())
+    }
+
+    pub(super) fn ask_due(&self) -> Option<Instant> {
+        matches!(self.stage, Stage::Running { wish, .. } if wish < CancelWish::Force).then(|| self.ask.due())
+    }
+
+    pub(super) fn output_due(&self, now: Instant) -> Option<Instant> {
+        let due = self.delivery.due(now, delivery::length(&self.dir), self.has_ended());
+        due.filter(|_| self.announced).map(|due| self.retry.due(due))
+    }
+
+    pub(super) fn complete_due(&self, now: Instant) -> Option<Instant> {
+        let ready = self.announced && self.has_ended() && self.output_due(now).is_none();
+        ready.then(|| self.retry.due(now))
+    }
+
+    /// `start` was answered, or not. Returns whether the execution stays.
+    pub(super) fn started(&mut self, result: Result<(), Failure>, audit: &mut Audit, now: Instant) -> bool {
+        let id = &self.spec.id;
+        match result {
+            Ok(()) => self.announce_accepted(audit, now),
+            Err(Failure::Refused { status: 409, repeated, .. }) if repeated || self.unclear => {
+                log::debug!("execution {id}: the service already knows that it started");
+                self.announce_accepted(audit, now);
+            }
+            Err(failure @ Failure::Refused { .. }) => {
+                log::warning!("execution {id} is given up: {failure}");
+                self.forget();
+                return false;
+            }
+            Err(Failure::Denied(_)) => {}
+            Err(failure @ Failure::Unreachable { .. }) => {
+                self.unclear = true;
+                self.announce.failed(now, failure.retry_after());
+            }
+        }
+        true
+    }
+
+    fn announce_accepted(&mut self, audit: &mut Audit, now: Instant) {
+        match self.record_start(audit) {
+            Ok(()) => self.announced = true,
+            Err(error) => {
+                log::error!(
+                    "execution {}: cannot be recorded, so it is not begun: {error}; trying again",
+                    self.spec.id
+                );
+                self.unclear = true;
+                self.announce.failed(now, None);
+            }
+        }
+    }
+
+    /// Everything that must be on disk before the process may exist.
+    fn record_start(&mut self, audit: &mut Audit) -> io::Result<()> {
+        let Spec { id, command, task, .. } = &self.spec;
+        match task {
+            Task::Reject { reason, .. } => audit.record(id, Event::Rejected { command, reason })?,
+            Task::Run(process) => {
+                audit.record(id, Event::Started { command, argv: &process.argv })?;
+                if process.metadata_only && !self.has_ended() {
+                    let now = unix_now();
+                    self.dir.append_text(Stream::Stdout, now, METADATA_ONLY_TEXT)?;
+                    self.dir.append_text(Stream::Stderr, now, METADATA_ONLY_TEXT)?;
+                }
+                log::info!("execution {id}: {}", process.argv.join(" "));
+            }
+        }
+        self.dir.write_cursor(Delivery::beginning())
+    }
+
+    /// The service said whether it wants the execution to end.
+    pub(super) fn asked(&mut self, result: Result<CancelWish, Failure>, now: Instant) {
+        match result {
+            Ok(wish) => {
+                self.ask.succeeded(now);
+                self.want_end(wish);
+            }
+            Err(failure) => {
+                log::debug!("execution {}: cancel-status: {failure}", self.spec.id);
+                self.ask.failed(now, failure.retry_after());
+            }
+        }
+    }
+
+    /// The body of the next chunk, if there is one.
+    pub(super) fn next_chunk(&mut self) -> Option<String> {
+        match self.delivery.next(&self.dir, Instant::now()) {
+            Ok(chunk) => chunk.map(|chunk| chunk.body.clone()),
+            Err(error) => {
+                log::error!(
+                    "execution {}: its output cannot be read or its cursor not written: {error}",
+                    self.spec.id
+                );
+                self.retry.failed(Instant::now(), None);
+                None
+            }
+        }
+    }
+
+    /// A chunk was answered, or not.
+    pub(super) fn sent(&mut self, result: Result<(), Failure>, now: Instant) {
+        let id = &self.spec.id;
+        match result {
+            // 409: the service has a chunk of this number, and a number stands for one content only.
+            Ok(()) | Err(Failure::Refused { status: 409, .. }) => {
+                self.retry.succeeded();
+                self.delivery.done_with_chunk();
+            }
+            Err(failure @ Failure::Refused { status: 404 | 410, .. }) => {
+                log::warning!("execution {id}: the service wants no more of its output: {failure}");
+                self.delivery.abandon();
+            }
+            Err(failure @ Failure::Refused { .. }) => {
+                let number = self.delivery.sending().unwrap_or_default();
+                log::error!(
+                    "execution {id}: chunk {number} of its output is lost, the service does not take it: {failure}"
+                );
+                self.delivery.done_with_chunk();
+            }
+            Err(Failure::Denied(_)) => {}
+            Err(failure @ Failure::Unreachable { .. }) => _ = self.retry.failed(now, failure.retry_after()),
+        }
+    }
+
+    /// How it ended, once everything before that is delivered and recorded so.
+    pub(super) fn outcome_to_report(&mut self) -> Option<Outcome> {
+        let Stage::Ended(outcome) = self.stage else { return None };
+        match self.delivery.finish(&self.dir) {
+            Ok(()) => Some(outcome),
+            Err(error) => {
+                log::error!("execution {}: its cursor cannot be written: {error}", self.spec.id);
+                self.retry.failed(Instant::now(), None);
+                None
+            }
+        }
+    }
+
+    /// `complete` was answered, or not. Returns whether that was the end of the execution.
+    pub(super) fn completed(
+        &mut self,
+        result: Result<(), Failure>,
+        outcome: Outcome,
+        audit: &mut Audit,
+        now: Instant,
+    ) -> bool {
+        let Spec { id, command, .. } = &self.spec;
+        let Outcome { exit_code, status } = outcome;
+        match result {
+            Ok(()) => log::info!(
+                "execution {id} ({}): {}, exit code {exit_code}",
+                log::printable(command),
+                status.as_str()
+            ),
+            Err(failure @ Failure::Refused { .. }) => {
+                log::warning!("execution {id}: the service does not want to know that it ended: {failure}");
+            }
+            Err(Failure::Denied(_)) => return false,
+            Err(failure @ Failure::Unreachable { .. }) => {
+                self.retry.failed(now, failure.retry_after());
+                return false;
+            }
+        }
+        if let Err(error) = audit.record(id, Event::Delivered { command, outcome }) {
+            log::error!("execution {id}: that it is delivered cannot be recorded: {error}");
+        }
+        self.forget();
+        true
+    }
+
+    fn forget(&self) {
+        if let Err(error) = self.dir.remove() {
+            log::error!("cannot remove '{}': {error}", self.dir.path().display());
+        }
+    }
+}
+
+fn unix_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}

@@ -1,0 +1,264 @@
+//! The pipe threads: bytes of the command's output become text, lines, and segments in the `output` file.
+//!
+//! A thread only reads, decodes and appends. It never stops reading: if the disk does not take the text, the text is
+//! counted and dropped, because a command must not be held up by its own log.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::process::Child;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::execution::segment::{self, Stream};
+use crate::execution::store::ExecutionDir;
+
+/// Read at once. Escaped in the worst way, a block becomes a segment of 192 KiB, which fits into a chunk.
+const BLOCK: usize = 32 * 1024;
+/// stdout and stderr.
+pub const PIPES: usize = 2;
+
+/// Starts a thread for each pipe that `child` has. Each sends once when its pipe is at its end.
+///
+/// Once `ended` is set, what still comes is read and dropped.
+///
+/// # Errors
+/// The `output` file cannot be opened, or no thread can be started.
+pub fn start(child: &mut Child, dir: &ExecutionDir, ended: &Arc<AtomicBool>) -> io::Result<Receiver<()>> {
+    let (done, readers) = mpsc::channel();
+    if let Some(pipe) = child.stdout.take() {
+        start_one(pipe, Stream::Stdout, dir, ended, &done)?;
+    }
+    if let Some(pipe) = child.stderr.take() {
+        start_one(pipe, Stream::Stderr, dir, ended, &done)?;
+    }
+    Ok(readers)
+}
+
+fn start_one(
+    pipe: impl Read + Send + 'static,
+    stream: Stream,
+    dir: &ExecutionDir,
+    ended: &Arc<AtomicBool>,
+    done: &Sender<()>,
+) -> io::Result<()> {
+    let recorder =
+        Recorder { output: dir.appender()?, stream, decoder: Decoder::default(), lost: 0, torn: false };
+    let (ended, done) = (Arc::clone(ended), done.clone());
+    let read = move || {
+        capture(pipe, recorder, &ended);
+        let _ = done.send(());
+    };
+    thread::Builder::new().stack_size(256 * 1024).spawn(read).map(drop)
+}
+
+fn capture(mut pipe: impl Read, mut recorder: Recorder, ended: &AtomicBool) {
+    let mut block = vec![0; BLOCK];
+    loop {
+        match pipe.read(&mut block) {
+            Ok(0) => break,
+            Ok(_) if ended.load(Ordering::SeqCst) => {}
+            Ok(n) => recorder.take(&block[..n]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    if !ended.load(Ordering::SeqCst) {
+        recorder.finish();
+    }
+}
+
+/// Appends one stream's segments to the file, and keeps account of what could not be written.
+struct Recorder {
+    output: File,
+    stream: Stream,
+    decoder: Decoder,
+    /// Bytes of the command's output that the disk did not take and that no line says anything about yet.
+    lost: usize,
+    /// The last write failed and may have left half a segment.
+    torn: bool,
+}
+
+impl Recorder {
+    fn take(&mut self, bytes: &[u8]) {
+        let mut lines = self.notice();
+        self.decoder.feed(bytes, unix_now(), self.stream, &mut lines);
+        self.append(&lines, bytes.len());
+    }
+
+    fn finish(mut self) {
+        let mut lines = self.notice();
+        self.decoder.finish(unix_now(), self.stream, &mut lines);
+        self.append(&lines, 0);
+    }
+
+    /// What stands before the next segments if something was lost: the end of a torn line, and how much is missing.
+    fn notice(&mut self) -> Vec<u8> {
+        let mut lines = Vec::new();
+        if self.torn {
+            lines.push(b'\n');
+        }
+        if self.lost > 0 {
+            let text =
+                format!("[{} bytes of output are missing here: the disk did not take them]\n", self.lost);
+            segment::write(&mut lines, self.stream, Some(unix_now()), &text);
+            self.decoder.in_line = false;
+        }
+        lines
+    }
+
+    fn append(&mut self, lines: &[u8], bytes: usize) {
+        if lines.is_empty() {
+            return;
+        }
+        self.torn = self.output.write_all(lines).is_err();
+        self.lost = if self.torn { self.lost + bytes } else { 0 };
+    }
+}
+
+/// Bytes to text to segments, one stream's: UTF-8 repaired, `\r\n` and `\r` made `\n`, cut after each newline.
+///
+/// The result does not depend on how the bytes are cut into blocks, but for the cuts between segments of one line.
+#[derive(Default)]
+struct Decoder {
+    /// The beginning of a character whose other bytes have not come yet.
+    partial: Vec<u8>,
+    /// The last character was `\r` and became a newline: a `\n` that follows is a part of it.
+    after_cr: bool,
+    /// The last segment left its line unfinished.
+    in_line: bool,
+}
+
+impl Decoder {
+    fn feed(&mut self, bytes: &[u8], now: f64, stream: Stream, lines: &mut Vec<u8>) {
+        let joined;
+        let bytes = if self.partial.is_empty() {
+            bytes
+        } else {
+            joined = [&self.partial, bytes].concat();
+            &joined
+        };
+        let mut text = String::with_capacity(bytes.len());
+        let mut partial = Vec::new();
+        for chunk in bytes.utf8_chunks() {
+            self.push(chunk.valid(), &mut text);
+            let rest = chunk.invalid();
+            if is_beginning_of_a_character(rest) && rest.as_ptr_range().end == bytes.as_ptr_range().end {
+                partial = rest.to_vec();
+            } else if !rest.is_empty() {
+                self.push("\u{fffd}", &mut text);
+            }
+        }
+        self.partial = partial;
+        self.segment(&text, now, stream, lines);
+    }
+
+    fn finish(&mut self, now: f64, stream: Stream, lines: &mut Vec<u8>) {
+        if !self.partial.is_empty() {
+            self.partial.clear();
+            self.segment("\u{fffd}", now, stream, lines);
+        }
+    }
+
+    /// Appends valid text with its newlines and NULs replaced.
+    fn push(&mut self, valid: &str, text: &mut String) {
+        let mut rest = valid;
+        if self.after_cr && !rest.is_empty() {
+            rest = rest.strip_prefix('\n').unwrap_or(rest);
+            self.after_cr = false;
+        }
+        while let Some(at) = rest.find(['\r', '\0']) {
+            text.push_str(&rest[..at]);
+            let is_cr = rest.as_bytes()[at] == b'\r';
+            text.push(if is_cr { '\n' } else { '\u{fffd}' });
+            rest = &rest[at + 1..];
+            if is_cr {
+                self.after_cr = rest.is_empty();
+                rest = rest.strip_prefix('\n').unwrap_or(rest);
+            }
+        }
+        text.push_str(rest);
+    }
+
+    fn segment(&mut self, text: &str, now: f64, stream: Stream, lines: &mut Vec<u8>) {
+        for piece in text.split_inclusive('\n') {
+            segment::write(lines, stream, (!self.in_line).then_some(now), piece);
+            self.in_line = !piece.ends_with('\n');
+        }
+    }
+}
+
+/// Whether more bytes could make `bytes`, which are no UTF-8, a character.
+fn is_beginning_of_a_character(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
+}
+
+/// Unix time in seconds.
+pub fn unix_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The text that the segments of `pieces`, read one after the other, hold.
+    fn decoded(pieces: &[&[u8]]) -> String {
+        let mut decoder = Decoder::default();
+        let mut lines = Vec::new();
+        for piece in pieces {
+            decoder.feed(piece, 1.0, Stream::Stdout, &mut lines);
+        }
+        decoder.finish(2.0, Stream::Stdout, &mut lines);
+        let mut in_line = false;
+        let mut text = String::new();
+        for line in lines.split_inclusive(|b| *b == b'\n') {
+            let segment = segment::Segment::parse(line).unwrap();
+            assert_eq!(segment.continues_a_line(), in_line);
+            let content: String = serde_json::from_str(segment.content.get()).unwrap();
+            assert!(!content.is_empty() && !content.strip_suffix('\n').unwrap_or(&content).contains('\n'));
+            in_line = !content.ends_with('\n');
+            text.push_str(&content);
+        }
+        text
+    }
+
+    #[test]
+    fn the_text_is_the_same_however_the_bytes_are_cut() {
+        let nasty = b"a\xc3\xbc\r\n\r\r\n\n\xe2\x82\xac\xff\xf0\x9f\x98\x80\0\xe2\x82\r\xf0\x9f\x98z\n\xed\xa0\x80end\xe2\x82";
+        let whole = String::from_utf8_lossy(nasty)
+            .replace("\r\n", "\n")
+            .replace('\r', "\n")
+            .replace('\0', "\u{fffd}");
+        for first in 0..=nasty.len() {
+            for second in first..=nasty.len() {
+                let pieces = [&nasty[..first], &nasty[first..second], &nasty[second..]];
+                assert_eq!(decoded(&pieces), whole, "cut at {first} and {second}");
+            }
+        }
+        let bytes: Vec<&[u8]> = nasty.chunks(1).collect();
+        assert_eq!(decoded(&bytes), whole);
+    }
+
+    #[test]
+    fn every_byte_value_becomes_text() {
+        let all: Vec<u8> = (0..=255).collect();
+        let text = decoded(&[&all]);
+        assert!(text.contains("\u{fffd}") && !text.contains(['\0', '\r']));
+    }
+
+    #[test]
+    fn a_line_has_the_time_of_its_first_character() {
+        let mut decoder = Decoder::default();
+        let mut lines = Vec::new();
+        decoder.feed(b"Pass", 1.0, Stream::Stderr, &mut lines);
+        decoder.feed(b"word: \nnext", 2.0, Stream::Stderr, &mut lines);
+        let times: Vec<String> = lines
+            .split_inclusive(|b| *b == b'\n')
+            .map(|line| segment::Segment::parse(line).unwrap().timestamp.get().to_owned())
+            .collect();
+        assert_eq!(times, ["1.0", "null", "2.0"]);
+    }
+}

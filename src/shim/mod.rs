@@ -1,0 +1,248 @@
+//! Role 2: looks after one command, from its start to its end, whatever becomes of the runner.
+//!
+//! It holds the command's pipes, its deadline and its fate; it knows no URL and no key. The runner asks it to end the
+//! command by signals: SIGTERM for a cancel with grace, SIGQUIT for one without. While the shim lives it holds the
+//! lock that it was started with on standard input, so that its death can never go unnoticed.
+
+mod capture;
+mod descendants;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use crate::execution::segment::Stream;
+use crate::execution::store::{ExecutionDir, Keeper, Process, Task};
+use crate::execution::{Outcome, Status};
+use crate::signals::Signals;
+use crate::sys::{self, Bond, PidFd};
+
+/// The signal that asks the shim to end its command, with time to clean up.
+pub const CANCEL: i32 = sys::SIGTERM;
+/// The signal that asks the shim to kill its command at once.
+pub const FORCE: i32 = sys::SIGQUIT;
+
+/// From SIGTERM to SIGKILL (`protocol.md`, Meaning).
+const GRACE: Duration = Duration::from_secs(5);
+/// How long a background process that holds the pipes may delay completion.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long killed processes may take to go: one that sleeps in the kernel cannot be waited for for ever.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// How often a full disk is tried again when there is nothing else left to do.
+const DISK_RETRY: Duration = Duration::from_secs(1);
+
+/// Starts a shim for the execution in `dir`, handing over the lock. The same binary, even if its file was replaced.
+///
+/// # Errors
+/// No process can be started now.
+pub fn launch(dir: &ExecutionDir, lock: File) -> io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("djangocommand").arg(crate::cli::SHIM).arg(dir.path());
+    command.stdin(Stdio::from(lock)).stdout(Stdio::null()).stderr(Stdio::null());
+    sys::isolate(&mut command, Bond::Independent);
+    command.spawn()
+}
+
+/// Asks the shim of the execution in `dir` to end its command: `CANCEL` or `FORCE`.
+///
+/// Returns whether it was asked; a shim that has not yet written its PID can be asked a moment later.
+///
+/// # Errors
+/// The lock file cannot be read, or the kernel has no pidfds.
+pub fn ask(dir: &ExecutionDir, signal: i32) -> io::Result<bool> {
+    let Keeper::Alive(Some(pid)) = dir.keeper()? else { return Ok(false) };
+    let shim = PidFd::open(pid)?;
+    // The PID was read from a file. That its lock is held still, now that the process is pinned, proves whose it is.
+    match dir.keeper()? {
+        Keeper::Alive(Some(still)) if still == pid => shim.signal(signal).map(|()| true),
+        _ => Ok(false),
+    }
+}
+
+/// The whole life of a shim. What goes wrong is said in the execution's own output; nobody reads a shim's exit code.
+pub fn run(directory: &Path) -> ExitCode {
+    let dir = ExecutionDir::open(directory.to_owned());
+    match take_over_lock(&dir).and_then(|lock| look_after(&dir).map(|()| drop(lock))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "djangocommand: shim for '{}': {error}", directory.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Takes the lock from standard input and writes the PID into it: from here on the execution has begun.
+fn take_over_lock(dir: &ExecutionDir) -> io::Result<File> {
+    let mut lock = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let (ours, theirs) = (lock.metadata()?, std::fs::metadata(dir.path().join("shim.lock"))?);
+    if (ours.dev(), ours.ino()) != (theirs.dev(), theirs.ino()) {
+        return Err(io::Error::other("standard input is not its lock; only the runner starts shims"));
+    }
+    lock.try_lock()?;
+    let mut content = String::new();
+    lock.read_to_string(&mut content)?;
+    if !content.is_empty() {
+        return Err(io::Error::other("this execution has begun before"));
+    }
+    writeln!(lock, "{}", std::process::id())?;
+    Ok(lock)
+}
+
+fn look_after(dir: &ExecutionDir) -> io::Result<()> {
+    sys::set_process_name(c"djangocommand");
+    sys::become_subreaper()?;
+    let signals = Signals::catch(&[sys::SIGCHLD, CANCEL, FORCE])?;
+    let Task::Run(process) = dir.spec()?.task else {
+        return Err(io::Error::other("there is nothing to run"));
+    };
+    let begun = Instant::now();
+    let mut child = match spawn(&process) {
+        Ok(child) => child,
+        Err(error) => {
+            let text = format!("Cannot run '{}' in '{}': {error}.\n", process.argv[0], process.directory);
+            let _ = dir.append_text(Stream::Stderr, capture::unix_now(), &text);
+            write_exit(dir, &signals, Outcome::FAILED, begun);
+            return Ok(());
+        }
+    };
+    let capture_ended = Arc::new(AtomicBool::new(false));
+    let readers = capture::start(&mut child, dir, &capture_ended)?;
+    let deadline = process.timeout.map(|seconds| begun + Duration::from_secs_f64(seconds));
+    let outcome =
+        Watch { signals: &signals, pid: child.id(), deadline, exit: None, ending: None }.until_the_end();
+    let open_pipes = drain(&readers, Instant::now() + LINGER);
+    capture_ended.store(true, Ordering::SeqCst);
+    write_exit(dir, &signals, outcome, begun);
+    // A background process may go on writing: without a reader it would be killed by SIGPIPE.
+    if open_pipes > 0 {
+        while readers.recv().is_ok() {}
+    }
+    Ok(())
+}
+
+fn spawn(process: &Process) -> io::Result<Child> {
+    let mut command = Command::new(&process.argv[0]);
+    command.args(&process.argv[1..]).current_dir(&process.directory).stdin(Stdio::null());
+    if let Some(module) = &process.settings_module {
+        command.env("DJANGO_SETTINGS_MODULE", module);
+    }
+    let output = || if process.metadata_only { Stdio::null() } else { Stdio::piped() };
+    command.stdout(output()).stderr(output());
+    sys::isolate(&mut command, Bond::DiesWithParent);
+    command.spawn()
+}
+
+/// Waits until the pipe threads are done or `until` comes; returns how many pipes are still open.
+fn drain(readers: &Receiver<()>, until: Instant) -> usize {
+    let mut open = capture::PIPES;
+    while open > 0 {
+        match readers.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(()) => open -= 1,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return 0,
+            Err(mpsc::RecvTimeoutError::Timeout) => return open,
+        }
+    }
+    0
+}
+
+/// How it ended is not given up on a full disk; only a directory that is gone ends the wait.
+fn write_exit(dir: &ExecutionDir, signals: &Signals, outcome: Outcome, begun: Instant) {
+    let duration = begun.elapsed().as_secs_f64();
+    while dir.write_exit(outcome, duration).is_err() && dir.path().exists() {
+        signals.wait(DISK_RETRY);
+    }
+}
+
+/// Somebody or something has decided that the command shall end.
+struct Ending {
+    status: Status,
+    kill_at: Instant,
+}
+
+/// The wait for a command's end, with everything that may hasten it.
+struct Watch<'a> {
+    signals: &'a Signals,
+    pid: u32,
+    deadline: Option<Instant>,
+    exit: Option<ExitStatus>,
+    ending: Option<Ending>,
+}
+
+impl Watch<'_> {
+    fn until_the_end(mut self) -> Outcome {
+        loop {
+            self.reap();
+            match (&self.exit, &self.ending) {
+                (Some(exit), None) => return Outcome::exited(exit_code(*exit)),
+                (Some(_), Some(_)) if descendants::list().is_empty() => return self.outcome(),
+                _ => {}
+            }
+            let now = Instant::now();
+            self.decide(now);
+            if self.ending.as_ref().is_some_and(|ending| now >= ending.kill_at) {
+                self.kill_all(now + KILL_PATIENCE);
+                return self.outcome();
+            }
+            let next = self.ending.as_ref().map(|ending| ending.kill_at).or(self.deadline);
+            self.signals
+                .wait(next.map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(now)));
+        }
+    }
+
+    fn reap(&mut self) {
+        while let Some(reaped) = sys::reap() {
+            if reaped.pid == self.pid {
+                self.exit = Some(reaped.status);
+            }
+        }
+    }
+
+    fn decide(&mut self, now: Instant) {
+        let timed_out = self.deadline.is_some_and(|deadline| now >= deadline);
+        if self.signals.take(FORCE) {
+            let status = self.ending.as_ref().map_or(Status::Cancelled, |ending| ending.status);
+            self.ending = Some(Ending { status, kill_at: now });
+        } else if self.ending.is_none() && (self.signals.take(CANCEL) || timed_out) {
+            let status = if timed_out { Status::TimedOut } else { Status::Cancelled };
+            self.ending = Some(Ending { status, kill_at: now + GRACE });
+            descendants::signal(sys::SIGTERM);
+        }
+    }
+
+    /// Kills until nothing is left, because what is killed may have forked meanwhile.
+    fn kill_all(&mut self, patience: Instant) {
+        while Instant::now() < patience {
+            let killed = descendants::signal(sys::SIGKILL);
+            self.reap();
+            if killed == 0 && self.exit.is_some() {
+                return;
+            }
+            self.signals.wait(Duration::from_millis(20));
+        }
+    }
+
+    fn outcome(&self) -> Outcome {
+        match &self.ending {
+            Some(Ending { status: Status::TimedOut, .. }) => {
+                Outcome { exit_code: -1, status: Status::TimedOut }
+            }
+            Some(Ending { status, .. }) => {
+                Outcome { exit_code: self.exit.map_or(-sys::SIGKILL, exit_code), status: *status }
+            }
+            None => self.exit.map_or(Outcome::FAILED, |exit| Outcome::exited(exit_code(exit))),
+        }
+    }
+}
+
+/// As Python's `returncode` has it: `-N` if signal N ended the process.
+fn exit_code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| -status.signal().unwrap_or(0))
+}

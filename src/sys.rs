@@ -1,0 +1,254 @@
+//! The only file that talks to libc, and the only one with `unsafe`.
+//!
+//! Each function is a thin, safe wrapper around one kernel service that std does not offer: sessions, groups,
+//! descendants, pidfds, an IPv4-only name lookup, local time. Nothing here decides anything.
+#![expect(unsafe_code, reason = "the one place for system calls that std does not wrap")]
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::mem;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitStatus};
+use std::ptr;
+
+pub use libc::{SIGCHLD, SIGINT, SIGKILL, SIGQUIT, SIGTERM};
+
+/// What becomes of a child process when the thread that started it ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Bond {
+    /// It lives on by itself.
+    Independent,
+    /// The kernel kills it (`PR_SET_PDEATHSIG`).
+    DiesWithParent,
+}
+
+/// Makes `command` start in a session of its own, with default signal dispositions and no descriptors but 0 to 2.
+pub fn isolate(command: &mut Command, bond: Bond) {
+    let parent = std::process::id();
+    let prepare = move || {
+        default_signals();
+        close_on_exec_from(3);
+        // SAFETY: setsid takes no pointer; a freshly forked child leads no group, so it can only succeed.
+        check(unsafe { libc::setsid() })?;
+        if bond == Bond::DiesWithParent {
+            die_with_parent(parent)?;
+        }
+        Ok(())
+    };
+    // SAFETY: `prepare` runs between fork and exec and makes only async-signal-safe system calls.
+    unsafe { command.pre_exec(prepare) };
+}
+
+fn default_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL installs no code of ours. The numbers that cannot be changed fail, which is what we want.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
+fn close_on_exec_from(first: libc::c_int) {
+    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+    // SAFETY: the call takes three integers and touches no memory.
+    let result =
+        unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) };
+    if result == 0 {
+        return;
+    }
+    // Kernels before 5.11 lack the flag. 4,096 is above the descriptors that any parent of ours is likely to leak.
+    for fd in first..4096 {
+        // SAFETY: setting a flag on a descriptor that may not be open; a failure changes nothing.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+}
+
+fn die_with_parent(parent: u32) -> io::Result<()> {
+    // SAFETY: prctl with an integer argument.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, SIGKILL) })?;
+    // SAFETY: getppid cannot fail.
+    let now = unsafe { libc::getppid() };
+    // The parent may have died before the request was made: then nobody would ever kill us.
+    if now.cast_unsigned() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+}
+
+/// Makes orphaned descendants children of this process, so that they can be found and reaped.
+pub fn become_subreaper() -> io::Result<()> {
+    // SAFETY: prctl with integer arguments.
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) }).map(drop)
+}
+
+/// What `ps` calls this process: started through `/proc/self/exe`, it would be called "exe". At most 15 bytes.
+pub fn set_process_name(name: &CStr) {
+    // SAFETY: the name is NUL-terminated and lives through the call, which copies it.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
+/// One child that has ended.
+pub struct Reaped {
+    pub pid: u32,
+    pub status: ExitStatus,
+}
+
+/// Reaps one ended child, if there is one, without waiting.
+pub fn reap() -> Option<Reaped> {
+    let mut status = 0;
+    // SAFETY: `status` lives through the call.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+    (pid > 0).then(|| Reaped { pid: pid.cast_unsigned(), status: ExitStatus::from_raw(status) })
+}
+
+/// Sends `signal` to one process. Only for children that have not been reaped: their PID cannot be another's.
+pub fn kill_child(pid: u32, signal: i32) {
+    // SAFETY: kill takes integers. A process that is gone already is no error for the caller.
+    unsafe { libc::kill(pid.cast_signed(), signal) };
+}
+
+/// Sends `signal` to the process group that an unreaped child leads.
+pub fn kill_group(leader: u32, signal: i32) {
+    // SAFETY: kill takes integers. A group that is gone already is no error for the caller.
+    unsafe { libc::kill(-leader.cast_signed(), signal) };
+}
+
+/// A reference to a process that cannot come to mean another one.
+pub struct PidFd(OwnedFd);
+
+impl PidFd {
+    /// # Errors
+    /// `ESRCH` if there is no such process; `ENOSYS` before Linux 5.3.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        // SAFETY: the call takes integers.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = i32::try_from(fd).map_err(io::Error::other)?;
+        // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// # Errors
+    /// `ESRCH` if the process has ended.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        let none = ptr::null::<libc::siginfo_t>();
+        // SAFETY: the descriptor is open, and a null siginfo is allowed.
+        let result =
+            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal, none, 0) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// Whether a system call failed because the process is gone.
+pub fn is_no_such_process(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ESRCH)
+}
+
+/// The user that this process acts as.
+pub fn effective_uid() -> u32 {
+    // SAFETY: geteuid cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// A random UUID, version 4, in lower case with dashes.
+///
+/// # Errors
+/// The kernel has no randomness to give (`getrandom` fails).
+pub fn random_uuid() -> io::Result<String> {
+    let mut bytes = [0u8; 16];
+    // SAFETY: the buffer is 16 bytes long and lives through the call.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got != 16 {
+        return Err(io::Error::last_os_error());
+    }
+    let random = u128::from_be_bytes(bytes);
+    let version_and_variant = 0x4000_8000_0000_0000_0000_u128;
+    let mask = 0xf000_c000_0000_0000_0000_u128;
+    let uuid = (random & !mask) | version_and_variant;
+    let hex = format!("{uuid:032x}");
+    Ok(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
+}
+
+/// The IPv4 addresses of `host`.
+///
+/// A static musl binary asks for A and AAAA together and believes a broken AAAA answer; asking for A alone finds the
+/// names that glibc would find.
+///
+/// # Errors
+/// The name has no IPv4 address, or no name server answers.
+pub fn lookup_ipv4(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let name = CString::new(host)?;
+    // SAFETY: all-zero is the documented start value of addrinfo hints.
+    let mut hints: libc::addrinfo = unsafe { mem::zeroed() };
+    hints.ai_family = libc::AF_INET;
+    hints.ai_socktype = libc::SOCK_STREAM;
+    let mut list = ptr::null_mut();
+    // SAFETY: the name is NUL-terminated, the hints are valid, and the list is freed below.
+    let code = unsafe { libc::getaddrinfo(name.as_ptr(), ptr::null(), &raw const hints, &raw mut list) };
+    if code != 0 {
+        return Err(io::Error::other("the name does not resolve to an IPv4 address"));
+    }
+    let mut found = Vec::new();
+    let mut entry = list;
+    while !entry.is_null() {
+        // SAFETY: a non-null entry of the list is a valid addrinfo until freeaddrinfo.
+        let info = unsafe { &*entry };
+        // SAFETY: with AF_INET hints each ai_addr is a sockaddr_in; read_unaligned asks for no alignment.
+        let address = unsafe { ptr::read_unaligned(info.ai_addr.cast::<libc::sockaddr_in>()) };
+        let ip = Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr));
+        found.push(SocketAddr::from((ip, port)));
+        entry = info.ai_next;
+    }
+    // SAFETY: the list came from getaddrinfo and is not used again.
+    unsafe { libc::freeaddrinfo(list) };
+    Ok(found)
+}
+
+/// `2026-11-22 19:21:12` in the host's time zone, for a Unix time in seconds.
+pub fn local_time(unix_seconds: i64) -> String {
+    // SAFETY: tm is plain data, valid when all zero.
+    let mut t: libc::tm = unsafe { mem::zeroed() };
+    // SAFETY: both pointers live through the call. `as _` because musl's time_t is deprecated by name.
+    unsafe { libc::localtime_r(&(unix_seconds as _), &raw mut t) };
+    format!(
+        "{:04}-{:02}-{:02} {:02}:{:02}:{:02}",
+        t.tm_year + 1900,
+        t.tm_mon + 1,
+        t.tm_mday,
+        t.tm_hour,
+        t.tm_min,
+        t.tm_sec
+    )
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_is_version_4_lower_case_and_new_each_time() {
+        let (a, b) = (random_uuid().unwrap(), random_uuid().unwrap());
+        assert_ne!(a, b);
+        assert_eq!(a.len(), 36);
+        assert_eq!(&a[14..15], "4");
+        assert!("89ab".contains(&a[19..20]), "{a}");
+        assert_eq!(a, a.to_lowercase());
+    }
+
+    #[test]
+    fn localhost_has_an_ipv4_address() {
+        let found = lookup_ipv4("localhost", 80).unwrap();
+        assert!(found.contains(&SocketAddr::from(([127, 0, 0, 1], 80))), "{found:?}");
+    }
+
+    #[test]
+    fn a_pidfd_of_a_process_that_is_gone_cannot_be_opened() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let pid = child.id();
+        child.wait().unwrap();
+        assert_eq!(PidFd::open(pid).err().unwrap().raw_os_error(), Some(libc::ESRCH));
+    }
+}

@@ -1,0 +1,201 @@
+//! When to try again: pure values, `now` is always an argument.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// No `Retry-After` holds the runner back for longer than this; ten years would be an outage of our own making.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// Waits between attempts at one thing, growing with each failure in a row.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    steps: &'static [u64],
+    failures: usize,
+    not_before: Option<Instant>,
+}
+
+impl Backoff {
+    /// For requests that are sent until they are acknowledged: 1 s, 2 s, 4 s … 30 s.
+    pub const DELIVERY: &'static [u64] = &[1, 2, 4, 8, 16, 30];
+    /// For a key that the server refuses: the steps of `protocol.md`.
+    pub const KEY: &'static [u64] = &[1, 2, 5, 10, 30, 120, 300];
+
+    /// A backoff with waits of `steps` seconds; the last one repeats.
+    pub const fn new(steps: &'static [u64]) -> Self {
+        Self { steps, failures: 0, not_before: None }
+    }
+
+    /// Another failure: wait for `asked` (the server's `Retry-After`) or else the next step. Returns the wait.
+    pub fn failed(&mut self, now: Instant, asked: Option<Duration>) -> Duration {
+        let step = self.steps[self.failures.min(self.steps.len() - 1)];
+        self.failures += 1;
+        let wait = asked.unwrap_or(Duration::from_secs(step)).min(RETRY_AFTER_MAX);
+        self.not_before = Some(now + wait);
+        wait
+    }
+
+    /// Failures in a row.
+    pub fn failures(&self) -> usize {
+        self.failures
+    }
+
+    pub fn succeeded(&mut self) {
+        self.failures = 0;
+        self.not_before = None;
+    }
+
+    /// The earliest instant for the next attempt, at least `now`.
+    pub fn due(&self, now: Instant) -> Instant {
+        self.not_before.map_or(now, |t| t.max(now))
+    }
+}
+
+/// A duty that comes round every `interval`, and after a failure a few times sooner (`MAX_RETRIES`).
+#[derive(Debug, Clone)]
+pub struct Recurring {
+    interval: Duration,
+    max_retries: u32,
+    due: Instant,
+    retry: Backoff,
+}
+
+impl Recurring {
+    /// Due for the first time at `first`.
+    pub fn new(interval: Duration, max_retries: u32, first: Instant) -> Self {
+        Self { interval, max_retries, due: first, retry: Backoff::new(Backoff::DELIVERY) }
+    }
+
+    pub fn due(&self) -> Instant {
+        self.due
+    }
+
+    pub fn succeeded(&mut self, now: Instant) {
+        self.retry.succeeded();
+        self.due = now + self.interval;
+    }
+
+    /// Retries sooner while retries are left, then comes again in its turn.
+    pub fn failed(&mut self, now: Instant, asked: Option<Duration>) {
+        if self.retry.failures() < self.max_retries as usize {
+            self.due = now + self.retry.failed(now, asked);
+        } else {
+            self.retry.succeeded();
+            self.due = now + asked.unwrap_or(self.interval).min(RETRY_AFTER_MAX);
+        }
+    }
+
+    /// Brings the next turn forward to `when`, unless a failure asked for a wait.
+    pub fn hurry(&mut self, when: Instant) {
+        if self.retry.failures() == 0 {
+            self.due = self.due.min(when);
+        }
+    }
+
+    /// Puts the next turn at `when`, whatever was planned.
+    pub fn reschedule(&mut self, when: Instant) {
+        self.due = when;
+    }
+}
+
+/// The wait that a `Retry-After` header asks for: seconds, or an HTTP date.
+pub fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
+        // A number too large to hold means "very long": the cap applies later.
+        return Some(value.parse().map_or(Duration::MAX, Duration::from_secs));
+    }
+    let date = UNIX_EPOCH + Duration::from_secs(http_date(value)?);
+    Some(date.duration_since(now).unwrap_or(Duration::ZERO))
+}
+
+/// Unix time of an HTTP date in the form that RFC 9110 requires of senders: `Sun, 06 Nov 1994 08:49:37 GMT`.
+pub fn http_date(text: &str) -> Option<u64> {
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let (_, rest) = text.split_once(", ")?;
+    let mut fields = rest.split(' ');
+    let day: u64 = fields.next()?.parse().ok()?;
+    let month = fields.next()?;
+    let month = MONTHS.iter().position(|m| *m == month)? as u64 + 1;
+    let year: u64 = fields.next()?.parse().ok()?;
+    let mut clock = fields.next()?.splitn(3, ':').map(|n| n.parse::<u64>().ok());
+    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+    let date_is_sane = (1970..=9999).contains(&year) && (1..=31).contains(&day);
+    if fields.next()? != "GMT" || !date_is_sane || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    // Days since 1970 by Howard Hinnant's `days_from_civil`, with the year beginning in March.
+    let y = if month <= 2 { year - 1 } else { year };
+    let (era, year_of_era) = (y / 400, y % 400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let days =
+        era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
+    Some(days * 86_400 + hour * 3600 + minute * 60 + second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_refused_key_waits_1_2_5_10_30_120_300_300_seconds() {
+        let now = Instant::now();
+        let mut key = Backoff::new(Backoff::KEY);
+        let waits: Vec<u64> = (0..8).map(|_| key.failed(now, None).as_secs()).collect();
+        assert_eq!(waits, [1, 2, 5, 10, 30, 120, 300, 300]);
+        assert_eq!(key.due(now), now + 300 * S);
+        key.succeeded();
+        assert_eq!((key.due(now), key.failed(now, None)), (now, S));
+    }
+
+    #[test]
+    fn a_failed_turn_is_retried_1_2_4_seconds_later_and_then_waits_for_the_next_turn() {
+        let mut now = Instant::now();
+        let mut poll = Recurring::new(30 * S, 3, now);
+        let mut waits = Vec::new();
+        for _ in 0..5 {
+            poll.failed(now, None);
+            waits.push((poll.due() - now).as_secs());
+            now = poll.due();
+        }
+        assert_eq!(waits, [1, 2, 4, 30, 1]);
+        poll.succeeded(now);
+        assert_eq!(poll.due(), now + 30 * S);
+    }
+
+    #[test]
+    fn a_hurried_turn_comes_sooner_unless_the_server_asked_for_a_wait() {
+        let now = Instant::now();
+        let mut poll = Recurring::new(2 * S, 3, now);
+        poll.succeeded(now);
+        poll.hurry(now);
+        assert_eq!(poll.due(), now);
+        poll.failed(now, Some(7 * S));
+        poll.hurry(now);
+        assert_eq!(poll.due(), now + 7 * S);
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_and_at_most_a_quarter_of_an_hour() {
+        let now = UNIX_EPOCH + Duration::from_secs(784_111_777);
+        assert_eq!(retry_after("120", now), Some(120 * S));
+        assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:47 GMT", now), Some(10 * S));
+        assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:27 GMT", now), Some(Duration::ZERO));
+        for nonsense in ["", "soon", "-1", "1.5", "Sun, 06 Nov 1994", "Sun, 99 Nov 1994 08:49:37 GMT"] {
+            assert_eq!(retry_after(nonsense, now), None, "{nonsense}");
+        }
+        let start = Instant::now();
+        for ten_years in ["315360000", "99999999999999999999999", "Sat, 06 Nov 2094 08:49:37 GMT"] {
+            let mut backoff = Backoff::new(Backoff::DELIVERY);
+            assert_eq!(backoff.failed(start, retry_after(ten_years, now)), RETRY_AFTER_MAX);
+        }
+    }
+
+    #[test]
+    fn http_dates_count_leap_days() {
+        assert_eq!(http_date("Thu, 01 Jan 1970 00:00:00 GMT"), Some(0));
+        assert_eq!(http_date("Tue, 29 Feb 2000 12:00:00 GMT"), Some(951_825_600));
+        assert_eq!(http_date("Sun, 22 Nov 2026 19:21:12 GMT"), Some(1_795_375_272));
+    }
+}
