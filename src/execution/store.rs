@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::segment::{self, Stream};
+use super::segment::{self, Segment, Stream};
 use super::{ExecutionId, Outcome};
 
 /// The version of everything in an execution's directory. A runner leaves a directory of a higher one alone.
@@ -236,8 +236,10 @@ impl ExecutionDir {
             .write(true)
             .mode(0o600)
             .open(self.output_path())?;
-        cut_torn_tail(&mut file)?;
         let mut lines = Vec::new();
+        if leaves_a_line_open(&cut_torn_tail(&mut file)?, stream) {
+            segment::write(&mut lines, stream, None, "\n");
+        }
         segment::write_text(&mut lines, stream, timestamp, text);
         file.write_all(&lines)?;
         file.sync_data()
@@ -281,10 +283,20 @@ fn optional<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Leaves `file` at its end, behind a newline.
-fn cut_torn_tail(file: &mut File) -> io::Result<()> {
+/// Whether the last of `stream`'s segments in `tail` does not end its line.
+fn leaves_a_line_open(tail: &[u8], stream: Stream) -> bool {
+    let segments = tail.split_inclusive(|b| *b == b'\n').filter_map(Segment::parse);
+    segments
+        .filter(|segment| segment.stream == stream)
+        .last()
+        .is_some_and(|last| !last.inner().ends_with("\\n"))
+}
+
+/// Leaves `file` at its end, behind a newline; returns the last lines before that.
+fn cut_torn_tail(file: &mut File) -> io::Result<Vec<u8>> {
     const BLOCK: u64 = 64 * 1024;
     let mut end = file.seek(SeekFrom::End(0))?;
+    let mut tail = Vec::new();
     while end > 0 {
         let start = end.saturating_sub(BLOCK);
         file.seek(SeekFrom::Start(start))?;
@@ -292,12 +304,15 @@ fn cut_torn_tail(file: &mut File) -> io::Result<()> {
         (&mut *file).take(end - start).read_to_end(&mut block)?;
         if let Some(newline) = block.iter().rposition(|b| *b == b'\n') {
             end = start + newline as u64 + 1;
+            block.truncate(newline + 1);
+            tail = block;
             break;
         }
         end = start;
     }
     file.set_len(end)?;
-    file.seek(SeekFrom::Start(end)).map(drop)
+    file.seek(SeekFrom::Start(end))?;
+    Ok(tail)
 }
 
 #[cfg(test)]

@@ -101,6 +101,9 @@ impl Recorder {
             lines.push(b'\n');
         }
         if self.lost > 0 {
+            if self.decoder.in_line {
+                segment::write(&mut lines, self.stream, None, "\n");
+            }
             let text =
                 format!("[{} bytes of output are missing here: the disk did not take them]\n", self.lost);
             segment::write(&mut lines, self.stream, Some(unix_now()), &text);

@@ -1,0 +1,53 @@
+# The two commands of a fresh machine: `make demo` and `make test`. They need cargo, python3 and a C compiler.
+
+PYTHON ?= python3
+VENVS := target/venvs
+# Django 6 wants Python 3.12 or later, which need not be the machine's python3.
+ASK := -c 'import sys; print(sys.executable)' 2>/dev/null
+PYTHON6 = $(firstword $(foreach v,3.14 3.13 3.12,$(shell python$(v) $(ASK))) \
+	$(wildcard $(foreach v,3.14 3.13 3.12,$(HOME)/.pyenv/versions/$(v).*/bin/python)))
+
+.PHONY: build demo test check venvs clean
+
+build:
+	cargo build --release --locked
+
+# Dispatches commands to a sample project through a local service, and shows what the service sees.
+demo: $(VENVS)/django/ready
+	cargo test --locked --quiet --test demo
+
+test: venvs
+	cargo test --locked
+
+# What must hold before a change is taken, besides the demo and the tests.
+check:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+venvs: $(VENVS)/django/ready $(VENVS)/django42/ready $(VENVS)/django6/ready
+
+# The published Python runner is there to be compared with.
+$(VENVS)/django/ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip --quiet --disable-pip-version-check install 'django==5.2.*' djangocommand-runner==0.1.0
+	touch $@
+
+$(VENVS)/django42/ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip --quiet --disable-pip-version-check install 'django==4.2.*'
+	touch $@
+
+$(VENVS)/django6/ready:
+ifeq ($(PYTHON6),)
+	@echo 'NOT TESTED: Django 6, because there is no Python 3.12 or later here; put one on PATH and try again.'
+	mkdir -p $(@D) && touch $(@D)/missing
+else
+	rm -rf $(@D)
+	$(PYTHON6) -m venv $(@D)
+	$(@D)/bin/pip --quiet --disable-pip-version-check install 'django>=6,<7'
+	touch $@
+endif
+
+clean:
+	cargo clean

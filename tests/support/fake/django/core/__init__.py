@@ -1,0 +1,1 @@
+"""Where the management package lives."""

@@ -1,0 +1,5 @@
+"""The one exception that settings raise."""
+
+
+class ImproperlyConfigured(Exception):
+    pass

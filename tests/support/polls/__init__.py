@@ -1,0 +1,1 @@
+"""An app of the real project: commands of every temper."""

@@ -1,0 +1,30 @@
+//! The two calls to the kernel that the tests need and the standard library lacks: signal and reset.
+#![expect(unsafe_code, reason = "kill and SO_LINGER have no safe form in the standard library")]
+
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+
+/// Sends `signal` to `pid`; false if there is no such process.
+pub(crate) fn kill(pid: u32, signal: i32) -> bool {
+    let pid = i32::try_from(pid).expect("a PID fits an i32");
+    assert!(pid > 1, "PID {pid} is nobody's child here: 0 would be our own group, 1 the whole machine");
+    // SAFETY: kill takes two integers and touches no memory of ours.
+    unsafe { libc::kill(pid, signal) == 0 }
+}
+
+/// Makes the last close of this socket send RST instead of FIN, as a crashed peer or a firewall does.
+pub(crate) fn reset_on_close(stream: &TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let size = libc::socklen_t::try_from(size_of::<libc::linger>()).expect("a small struct");
+    // SAFETY: the descriptor is open while `stream` is borrowed, and the pointer and the size are those of `linger`.
+    let result = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size,
+        )
+    };
+    assert_eq!(result, 0, "cannot set SO_LINGER");
+}
