@@ -2,3 +2,16 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+
+/// Configuration: where values come from, what is refused, the command line.
+mod configuration;
+/// Crashes: kill -9 of runner and shim, and what the next runner makes of it.
+mod crashes;
+/// The Django side: finding the project and its Python, the probe, what the dashboard is told.
+mod django;
+/// Executions: policy, order, output, exit codes, timeouts, cancelling.
+mod executions;
+/// The service: headers, classes of answers, retries, the key, suspension, nonsense.
+mod service;
+/// Signals: drain, cancel, and the end.
+mod signals;
