@@ -3,6 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+/// Proves the support itself, against raw sockets and against the published Python runner.
+mod support_itself;
+
 /// Configuration: where values come from, what is refused, the command line.
 mod configuration;
 /// Crashes: kill -9 of runner and shim, and what the next runner makes of it.

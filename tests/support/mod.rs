@@ -1,8 +1,7 @@
 //! What every test stands on: a service, projects and runners to bring together.
 //!
-//! Each program that includes this must hold `selftest` too (it does, through the line below): the tests of the
-//! support use all of it, which keeps dead helpers from gathering. The demo uses a part only and says so where it
-//! includes this file: `#[expect(dead_code, reason = "…")]`.
+//! `behaviour` uses all of it, its module `support_itself` what nothing else does, which keeps dead helpers from
+//! gathering. The demo uses a part only and says so where it includes this file.
 //!
 //! Every module is marked `cfg(test)`, which holds in both programs, so that the lints know: `unwrap` is fine here.
 
@@ -15,9 +14,6 @@ pub(crate) mod project;
 /// Starts the real binary, listens to its log, and leaves no process behind.
 #[cfg(test)]
 pub(crate) mod runner;
-/// Proves the support itself, against raw sockets and against the published Python runner.
-#[cfg(test)]
-mod selftest;
 /// The service as the protocol describes it, with every fault a network or a server can have.
 #[cfg(test)]
 pub(crate) mod server;
