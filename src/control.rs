@@ -40,7 +40,10 @@ pub fn start(options: Options) -> Result<(), Error> {
     let config = Config::resolve(&facts.settings, &environment, options.server_url.as_deref()).map_err(
         |problems| {
             let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            Error::Configuration(lines.join("\n"))
+            Error::Configuration(match &lines[..] {
+                [only] => only.clone(),
+                _ => format!("{} settings cannot be used:\n- {}", lines.len(), lines.join("\n- ")),
+            })
         },
     )?;
     config.effective.iter().for_each(|line| log::info!("{line}"));

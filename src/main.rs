@@ -70,8 +70,7 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn fail(why: &str, code: u8) -> ExitCode {
-    for line in why.lines() {
-        let _ = writeln!(std::io::stderr(), "djangocommand: {}", log::printable(line));
-    }
+    let lines: Vec<String> = why.lines().map(log::printable).collect();
+    let _ = writeln!(std::io::stderr(), "djangocommand: {}", lines.join("\n"));
     ExitCode::from(code)
 }

@@ -167,9 +167,12 @@ impl Runner {
             self.active.iter().filter(|active| matches!(active.stage, Stage::Running { .. })).count();
         match self.stop {
             Stop::No => {
-                log::info!(
-                    "stopping: nothing new is taken; {running} execution(s) run to their end (a second signal cancels them)"
-                );
+                match running {
+                    0 => log::info!("stopping"),
+                    _ => log::info!(
+                        "stopping when {running} running execution(s) have ended; a second signal cancels them"
+                    ),
+                }
                 self.stop = Stop::Draining { cancelled: false };
                 self.active.retain(|active| !active.leave_to_the_service());
             }
