@@ -3,7 +3,6 @@
 //! A window and its first chunk number are on disk before any of it is sent, and how it is cut depends on nothing but
 //! its bytes. So a number stands for the same content after any restart, and only one chunk is in memory at a time.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use crate::execution::segment::{Segment, Stream};
+use crate::execution::segment::{self, Segment, Stream};
 use crate::execution::store::{Cursor, ExecutionDir, FORMAT};
 
 /// How much of `output` goes into one or two chunks, in bytes. On the wire it is never longer than in the file, so a
@@ -179,19 +178,40 @@ struct Body<'a> {
 #[derive(Serialize)]
 struct Piece<'a> {
     timestamp: &'a RawValue,
-    #[serde(serialize_with = "in_quotes")]
-    content: Cow<'a, str>,
+    content: Content<'a>,
 }
 
-fn in_quotes<S: Serializer>(inner: &str, serializer: S) -> Result<S::Ok, S::Error> {
-    RawValue::from_string(format!("\"{inner}\"")).map_err(serde::ser::Error::custom)?.serialize(serializer)
+enum Content<'a> {
+    /// The JSON of one segment's text.
+    Whole(&'a RawValue),
+    /// The JSON, without its quotes, of pieces that make one line.
+    Joined(String),
+}
+
+impl Serialize for Content<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Whole(json) => json.serialize(serializer),
+            Self::Joined(inner) => {
+                let json = RawValue::from_string(format!("\"{inner}\""));
+                json.map_err(serde::ser::Error::custom)?.serialize(serializer)
+            }
+        }
+    }
 }
 
 /// Appends a segment; text that continues the line before it joins that line.
-fn push<'a>(segments: &mut Vec<Piece<'a>>, segment: &Segment<'a>) {
-    match segments.last_mut() {
-        Some(last) if segment.continues_a_line() => last.content.to_mut().push_str(segment.inner()),
-        _ => segments.push(Piece { timestamp: segment.timestamp, content: Cow::Borrowed(segment.inner()) }),
+fn push<'a>(pieces: &mut Vec<Piece<'a>>, segment: &Segment<'a>) {
+    match pieces.last_mut() {
+        Some(Piece { content, .. }) if segment.continues_a_line() => {
+            if let Content::Whole(json) = content {
+                *content = Content::Joined(segment::inner(json).to_owned());
+            }
+            if let Content::Joined(inner) = content {
+                inner.push_str(segment::inner(segment.content));
+            }
+        }
+        _ => pieces.push(Piece { timestamp: segment.timestamp, content: Content::Whole(segment.content) }),
     }
 }
 
@@ -235,7 +255,6 @@ fn end_of_last_line(file: &File, start: u64, limit: u64) -> io::Result<Option<u6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::execution::segment;
     use serde_json::Value;
     use std::fs;
 
@@ -263,7 +282,7 @@ mod tests {
             segment::write(
                 &mut bytes,
                 stream,
-                Some(1.5),
+                Some(&segment::timestamp(1.5)),
                 &format!("line {i} \u{fffd}\"\\ {}\n", "x".repeat(i % 200)),
             );
         }
@@ -273,8 +292,8 @@ mod tests {
     #[test]
     fn stdout_and_stderr_of_a_window_become_a_chunk_each_and_pieces_of_a_line_one_segment() {
         let mut output = Vec::new();
-        segment::write(&mut output, Stream::Stdout, Some(1.25), "a \"q\"");
-        segment::write(&mut output, Stream::Stderr, Some(1.5), "err\n");
+        segment::write(&mut output, Stream::Stdout, Some(&segment::timestamp(1.25)), "a \"q\"");
+        segment::write(&mut output, Stream::Stderr, Some(&segment::timestamp(1.5)), "err\n");
         segment::write(&mut output, Stream::Stdout, None, " b\n");
         let (_temp, dir) = dir_with(&output);
         let chunks = all(&mut Delivery::resume(Delivery::beginning()), &dir);
@@ -290,7 +309,7 @@ mod tests {
     #[test]
     fn a_line_that_is_being_written_waits_and_garbage_is_passed_over() {
         let mut output = b"no json\n".to_vec();
-        segment::write(&mut output, Stream::Stdout, Some(1.0), "whole\n");
+        segment::write(&mut output, Stream::Stdout, Some(&segment::timestamp(1.0)), "whole\n");
         let whole = output.len() as u64;
         output.extend(b"{\"stream\":\"stdout\",\"timest");
         let (_temp, dir) = dir_with(&output);
@@ -329,7 +348,12 @@ mod tests {
             ["\u{1}".repeat(32 * 1024), "\u{fffd}".repeat(32 * 1024), "\n".to_owned(), "x".repeat(32 * 1024)]
         {
             for _ in 0..40 {
-                segment::write(&mut output, Stream::Stdout, Some(1_795_375_272.123_456), &text);
+                segment::write(
+                    &mut output,
+                    Stream::Stdout,
+                    Some(&segment::timestamp(1_795_375_272.123_456)),
+                    &text,
+                );
             }
         }
         let (_temp, dir) = dir_with(&output);

@@ -16,7 +16,7 @@ pub enum Stream {
 #[derive(Serialize)]
 struct Written<'a> {
     stream: Stream,
-    timestamp: Option<f64>,
+    timestamp: Option<&'a RawValue>,
     content: &'a str,
 }
 
@@ -40,25 +40,32 @@ impl<'a> Segment<'a> {
     pub fn continues_a_line(&self) -> bool {
         self.timestamp.get() == "null"
     }
-
-    /// The text as JSON, without its quotes.
-    pub fn inner(&self) -> &'a str {
-        let json = self.content.get();
-        json.get(1..json.len() - 1).unwrap_or_default()
-    }
 }
 
-/// Appends one segment to `lines`.
-pub fn write(lines: &mut Vec<u8>, stream: Stream, timestamp: Option<f64>, content: &str) {
+/// A text's JSON without its quotes.
+pub fn inner(json: &RawValue) -> &str {
+    let json = json.get();
+    json.get(1..json.len() - 1).unwrap_or_default()
+}
+
+/// A Unix time as it stands in segments: written once for all the lines that came at that time.
+pub fn timestamp(unix: f64) -> Box<RawValue> {
+    // A number is always JSON; the clock gives none that is not finite.
+    serde_json::value::to_raw_value(&unix).unwrap_or_default()
+}
+
+/// Appends one segment to `lines`. Without a timestamp it continues the stream's unfinished line.
+pub fn write(lines: &mut Vec<u8>, stream: Stream, timestamp: Option<&RawValue>, content: &str) {
     let written = serde_json::to_writer(&mut *lines, &Written { stream, timestamp, content });
     debug_assert!(written.is_ok(), "a Vec takes all that is written, and a segment is always JSON");
     lines.push(b'\n');
 }
 
-/// Appends `text` as segments, cut after each newline, all with the same timestamp.
-pub fn write_text(lines: &mut Vec<u8>, stream: Stream, timestamp: f64, text: &str) {
+/// Appends `text` as segments, cut after each newline, all with the same Unix time.
+pub fn write_text(lines: &mut Vec<u8>, stream: Stream, unix: f64, text: &str) {
+    let timestamp = timestamp(unix);
     for line in text.split_inclusive('\n') {
-        write(lines, stream, Some(timestamp), line);
+        write(lines, stream, Some(&timestamp), line);
     }
 }
 
@@ -69,21 +76,21 @@ mod tests {
     #[test]
     fn a_segment_is_read_as_it_was_written() {
         let mut lines = Vec::new();
-        write(&mut lines, Stream::Stderr, Some(1_795_375_272.123_456), "ü \"x\"\t\n");
+        write(&mut lines, Stream::Stderr, Some(&timestamp(1_795_375_272.123_456)), "ü \"x\"\t\n");
         write(&mut lines, Stream::Stdout, None, "rest");
         let mut read = lines.split_inclusive(|b| *b == b'\n').map(|line| Segment::parse(line).unwrap());
         let first = read.next().unwrap();
         assert_eq!((first.stream, first.timestamp.get()), (Stream::Stderr, "1795375272.123456"));
-        assert_eq!(first.inner(), r#"ü \"x\"\t\n"#);
+        assert_eq!(inner(first.content), r#"ü \"x\"\t\n"#);
         let second = read.next().unwrap();
         assert!(second.continues_a_line());
-        assert_eq!((second.stream, second.inner()), (Stream::Stdout, "rest"));
+        assert_eq!((second.stream, inner(second.content)), (Stream::Stdout, "rest"));
     }
 
     #[test]
     fn a_torn_line_is_no_segment() {
         let mut line = Vec::new();
-        write(&mut line, Stream::Stdout, Some(1.0), "text\n");
+        write(&mut line, Stream::Stdout, Some(&timestamp(1.0)), "text\n");
         for cut in 0..line.len() - 1 {
             assert!(Segment::parse(&line[..cut]).is_none(), "{cut}");
         }

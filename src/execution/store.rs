@@ -289,7 +289,7 @@ fn leaves_a_line_open(tail: &[u8], stream: Stream) -> bool {
     segments
         .filter(|segment| segment.stream == stream)
         .last()
-        .is_some_and(|last| !last.inner().ends_with("\\n"))
+        .is_some_and(|last| !segment::inner(last.content).ends_with("\\n"))
 }
 
 /// Leaves `file` at its end, behind a newline; returns the last lines before that.
@@ -346,7 +346,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = new_dir(temp.path());
         let mut whole = Vec::new();
-        segment::write(&mut whole, Stream::Stdout, Some(1.0), "first\n");
+        segment::write(&mut whole, Stream::Stdout, Some(&segment::timestamp(1.0)), "first\n");
         for torn in ["", "{\"stream\":\"std", &format!("{{\"content\":\"{}", "x".repeat(200_000))] {
             fs::write(dir.output_path(), [&whole, torn.as_bytes()].concat()).unwrap();
             dir.append_text(Stream::Stderr, 2.0, "a\nb\n").unwrap();
@@ -354,7 +354,7 @@ mod tests {
             let lines: Vec<_> = output.split_inclusive(|b| *b == b'\n').collect();
             assert_eq!(lines.len(), 3);
             assert_eq!(lines[0], whole);
-            assert!(lines.iter().all(|l| segment::Segment::parse(l).is_some()));
+            assert!(lines.iter().all(|l| Segment::parse(l).is_some()));
         }
     }
 

@@ -106,7 +106,7 @@ impl Recorder {
             }
             let text =
                 format!("[{} bytes of output are missing here: the disk did not take them]\n", self.lost);
-            segment::write(&mut lines, self.stream, Some(unix_now()), &text);
+            segment::write_text(&mut lines, self.stream, unix_now(), &text);
             self.decoder.in_line = false;
         }
         lines
@@ -172,7 +172,9 @@ impl Decoder {
             rest = rest.strip_prefix('\n').unwrap_or(rest);
             self.after_cr = false;
         }
-        while let Some(at) = rest.find(['\r', '\0']) {
+        // Nearly all text has neither, and to look for one byte at a time is many times faster than for any of two.
+        while rest.contains('\r') || rest.contains('\0') {
+            let Some(at) = rest.find(['\r', '\0']) else { break };
             text.push_str(&rest[..at]);
             let is_cr = rest.as_bytes()[at] == b'\r';
             text.push(if is_cr { '\n' } else { '\u{fffd}' });
@@ -186,8 +188,9 @@ impl Decoder {
     }
 
     fn segment(&mut self, text: &str, now: f64, stream: Stream, lines: &mut Vec<u8>) {
+        let timestamp = segment::timestamp(now);
         for piece in text.split_inclusive('\n') {
-            segment::write(lines, stream, (!self.in_line).then_some(now), piece);
+            segment::write(lines, stream, (!self.in_line).then_some(&*timestamp), piece);
             self.in_line = !piece.ends_with('\n');
         }
     }
