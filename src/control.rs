@@ -63,8 +63,15 @@ pub fn start(options: Options) -> Result<(), Error> {
 
 fn probe_failed(project: &Project, why: &str) -> Error {
     let Project { python, python_from, .. } = project;
+    // What a project says that still refers to the Python runner's package, which is not needed any more.
+    let hint = if why.contains("No module named 'djangocommand'") {
+        "\nthe Python package is not needed: take 'djangocommand' out of INSTALLED_APPS, and write \"@default\" where \
+         DEFAULT_ALLOWED_COMMANDS was imported"
+    } else {
+        ""
+    };
     Error::Failed(format!(
-        "{why}\n(asked with '{python}', from {python_from}; --python names another one, --settings another settings \
+        "{why}{hint}\n(asked with '{python}', from {python_from}; --python names another one, --settings another settings \
          module)"
     ))
 }

@@ -258,7 +258,8 @@ impl Resolver for Addresses {
 fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let addresses: Vec<SocketAddr> = match format!("{host}:{port}").to_socket_addrs() {
         Ok(found) => found.collect(),
-        Err(_) => sys::lookup_ipv4(host, port)?,
+        // If that fails too, the first error is the one that users can look up.
+        Err(error) => sys::lookup_ipv4(host, port).map_err(|_| error)?,
     };
     if addresses.is_empty() { Err(io::Error::other("the name has no address")) } else { Ok(addresses) }
 }
