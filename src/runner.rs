@@ -144,8 +144,13 @@ impl Runner {
             match self.most_urgent(Instant::now()) {
                 Ok(duty) => self.perform(duty),
                 Err(due) => {
-                    let limit = if self.any_unended() { LOOK_INTERVAL } else { Duration::from_secs(3600) };
-                    self.signals.wait(due.saturating_duration_since(Instant::now()).min(limit));
+                    let look = Instant::now() + LOOK_INTERVAL;
+                    let until = match self.stop {
+                        Stop::Delivering { until } => due.min(until),
+                        _ if self.any_unended() => due.min(look),
+                        _ => due,
+                    };
+                    self.signals.wait(until.saturating_duration_since(Instant::now()));
                 }
             }
         }
@@ -174,7 +179,7 @@ impl Runner {
                     ),
                 }
                 self.stop = Stop::Draining { cancelled: false };
-                self.active.retain(|active| !active.leave_to_the_service());
+                self.active.retain_mut(|active| !active.leave_to_the_service());
             }
             Stop::Draining { cancelled: false } => {
                 log::info!("cancelling {running} execution(s)");
@@ -198,18 +203,22 @@ impl Runner {
     }
 
     fn tend_executions(&mut self) {
-        let before = self.unended();
         for active in &mut self.active {
             active.tend();
-        }
-        if self.unended() < before && self.more_pending {
-            self.poll.hurry(Instant::now());
         }
         self.active.retain(|active| !active.is_lost());
     }
 
-    fn unended(&self) -> usize {
-        self.active.iter().filter(|active| !active.has_ended()).count()
+    /// How many executions the service sees as running: those that run, and those whose end it is just being told.
+    /// One whose end it does not take now, or ever, must not keep others from running.
+    fn occupied(&self, now: Instant) -> usize {
+        let is_next = |due: Option<Instant>| due.is_some_and(|due| due <= now);
+        let is_told = |active: &Active| {
+            is_next(active.start_due())
+                || is_next(active.output_due(now))
+                || is_next(active.complete_due(now))
+        };
+        self.active.iter().filter(|active| !active.has_ended() || is_told(active)).count()
     }
 
     /// The most urgent duty that is due, or else when the next one will be.
@@ -245,7 +254,7 @@ impl Runner {
     fn takes_more(&self) -> bool {
         matches!(self.stop, Stop::No)
             && !self.link.is_suspended()
-            && self.unended() < CONCURRENT_MAX
+            && self.occupied(Instant::now()) < CONCURRENT_MAX
             && self.active.len() < UNREPORTED_MAX
     }
 
@@ -264,16 +273,16 @@ impl Runner {
     }
 
     /// Tells the link how a request went, and draws the consequences that concern all duties.
-    fn heard<T>(&mut self, endpoint: &'static str, result: &Result<T, Failure>) -> Instant {
+    fn heard<T>(&mut self, what: &str, result: &Result<T, Failure>) -> Instant {
         let now = Instant::now();
         match result {
             Err(Failure::Denied(message)) => {
                 let wait = self.link.key_refused(message, now);
                 self.heartbeat.reschedule(now + wait);
             }
-            Err(Failure::Unreachable { cause, .. }) => self.link.unreachable(endpoint, cause, now),
+            Err(Failure::Unreachable { cause, .. }) => self.link.unreachable(what, cause, now),
             Ok(_) | Err(Failure::Refused { .. }) => {
-                if self.link.reached(endpoint, now) {
+                if self.link.reached(what, now) {
                     self.active.iter_mut().for_each(|active| active.retry_now(now));
                 }
             }
@@ -288,6 +297,7 @@ impl Runner {
         match result {
             Ok(heartbeat) => {
                 self.heartbeat.succeeded(now);
+                self.link.accepted("heartbeat");
                 if self.link.key_accepted() {
                     // What waited for the key need not wait longer.
                     self.active.iter_mut().for_each(|active| active.retry_now(now));
@@ -303,12 +313,7 @@ impl Runner {
                 self.link.suspension(heartbeat.suspended);
             }
             Err(Failure::Denied(_)) => {}
-            Err(failure) => {
-                if let Failure::Refused { .. } = failure {
-                    log::error!("the service does not accept heartbeats: {failure}");
-                }
-                self.heartbeat.failed(now, failure.retry_after());
-            }
+            Err(failure) => put_off(&mut self.heartbeat, "heartbeat", &failure, &mut self.link, now),
         }
     }
 
@@ -319,16 +324,12 @@ impl Runner {
             Ok((count, hash)) => {
                 log::info!("told the service of {count} command(s)");
                 self.needs_sync = false;
+                self.link.accepted("sync");
                 if let Some(hash) = hash {
                     self.link.adopt_hash(hash);
                 }
             }
-            Err(failure) => {
-                if let Failure::Refused { .. } = failure {
-                    log::error!("the service does not accept the list of commands: {failure}");
-                }
-                self.sync.failed(now, failure.retry_after());
-            }
+            Err(failure) => put_off(&mut self.sync, "sync", &failure, &mut self.link, now),
         }
     }
 
@@ -338,15 +339,11 @@ impl Runner {
         match result {
             Ok(entries) => {
                 self.poll.succeeded(now);
+                self.link.accepted("poll");
                 self.nothing_to_lose.store(false, Ordering::SeqCst);
                 self.take(&entries);
             }
-            Err(failure) => {
-                if let Failure::Refused { .. } = failure {
-                    log::error!("the service does not say what is pending: {failure}");
-                }
-                self.poll.failed(now, failure.retry_after());
-            }
+            Err(failure) => put_off(&mut self.poll, "poll", &failure, &mut self.link, now),
         }
     }
 
@@ -406,33 +403,51 @@ impl Runner {
     }
 
     fn send_start(&mut self, i: usize) {
-        let result = self.parts.client.start(&self.active[i].spec.id);
-        let now = self.heard("start", &result);
+        let id = &self.active[i].spec.id;
+        let (what, result) = (format!("start of execution {id}"), self.parts.client.start(id));
+        let now = self.heard(&what, &result);
         if !self.active[i].started(result, &mut self.parts.audit, now) {
             self.active.remove(i);
         }
     }
 
     fn ask_cancel(&mut self, i: usize) {
-        let result = self.parts.client.cancel_wish(&self.active[i].spec.id);
-        let now = self.heard("cancel-status", &result);
+        let id = &self.active[i].spec.id;
+        let (what, result) = (format!("cancel-status of execution {id}"), self.parts.client.cancel_wish(id));
+        let now = self.heard(&what, &result);
         self.active[i].asked(result, now);
     }
 
     fn send_output(&mut self, i: usize) {
         let active = &mut self.active[i];
         let Some(body) = active.next_chunk() else { return };
-        let result = self.parts.client.output(&active.spec.id, &body);
-        let now = self.heard("output", &result);
+        let id = &active.spec.id;
+        let (what, result) = (format!("output of execution {id}"), self.parts.client.output(id, &body));
+        let now = self.heard(&what, &result);
         self.active[i].sent(result, now);
     }
 
     fn send_complete(&mut self, i: usize) {
         let Some(outcome) = self.active[i].outcome_to_report() else { return };
-        let result = self.parts.client.complete(&self.active[i].spec.id, outcome);
-        let now = self.heard("complete", &result);
+        let id = &self.active[i].spec.id;
+        let (what, result) =
+            (format!("completion of execution {id}"), self.parts.client.complete(id, outcome));
+        let now = self.heard(&what, &result);
         if self.active[i].completed(result, outcome, &mut self.parts.audit, now) {
             self.active.remove(i);
+            if self.more_pending {
+                self.poll.hurry(now);
+            }
         }
+    }
+}
+
+/// Plans when a duty of the runner's own comes again after a failure.
+fn put_off(duty: &mut Recurring, what: &'static str, failure: &Failure, link: &mut Link, now: Instant) {
+    if let Failure::Refused { .. } = failure {
+        link.refused(what, failure);
+        duty.refused(now);
+    } else {
+        duty.failed(now, failure.retry_after());
     }
 }

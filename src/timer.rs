@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// No `Retry-After` makes the runner try again sooner than this; 0, or a date in the past, would make it a flood.
+const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 /// No `Retry-After` holds the runner back for longer than this; ten years would be an outage of our own making.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
 
@@ -28,7 +30,8 @@ impl Backoff {
     pub fn failed(&mut self, now: Instant, asked: Option<Duration>) -> Duration {
         let step = self.steps[self.failures.min(self.steps.len() - 1)];
         self.failures += 1;
-        let wait = asked.unwrap_or(Duration::from_secs(step)).min(RETRY_AFTER_MAX);
+        let wait =
+            asked.map_or(Duration::from_secs(step), |asked| asked.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX));
         self.not_before = Some(now + wait);
         wait
     }
@@ -56,12 +59,14 @@ pub struct Recurring {
     max_retries: u32,
     due: Instant,
     retry: Backoff,
+    /// The server asked for no attempt before this.
+    not_before: Option<Instant>,
 }
 
 impl Recurring {
     /// Due for the first time at `first`.
     pub fn new(interval: Duration, max_retries: u32, first: Instant) -> Self {
-        Self { interval, max_retries, due: first, retry: Backoff::new(Backoff::DELIVERY) }
+        Self { interval, max_retries, due: first, retry: Backoff::new(Backoff::DELIVERY), not_before: None }
     }
 
     pub fn due(&self) -> Instant {
@@ -70,23 +75,31 @@ impl Recurring {
 
     pub fn succeeded(&mut self, now: Instant) {
         self.retry.succeeded();
+        self.not_before = None;
         self.due = now + self.interval;
+    }
+
+    /// The same again would be refused again, so it waits for its turn.
+    pub fn refused(&mut self, now: Instant) {
+        self.succeeded(now);
     }
 
     /// Retries sooner while retries are left, then comes again in its turn.
     pub fn failed(&mut self, now: Instant, asked: Option<Duration>) {
-        if self.retry.failures() < self.max_retries as usize {
-            self.due = now + self.retry.failed(now, asked);
-        } else {
-            self.retry.succeeded();
-            self.due = now + asked.unwrap_or(self.interval).min(RETRY_AFTER_MAX);
-        }
+        self.due = now
+            + if self.retry.failures() < self.max_retries as usize {
+                self.retry.failed(now, asked)
+            } else {
+                self.retry.succeeded();
+                self.interval.max(asked.unwrap_or_default().min(RETRY_AFTER_MAX))
+            };
+        self.not_before = asked.map(|_| self.due);
     }
 
-    /// Brings the next turn forward to `when`, unless a failure asked for a wait.
+    /// Brings the next turn forward to `when`, unless a retry is planned or the server asked for a wait.
     pub fn hurry(&mut self, when: Instant) {
         if self.retry.failures() == 0 {
-            self.due = self.due.min(when);
+            self.due = self.due.min(self.not_before.map_or(when, |earliest| earliest.max(when)));
         }
     }
 
@@ -171,9 +184,24 @@ mod tests {
         poll.succeeded(now);
         poll.hurry(now);
         assert_eq!(poll.due(), now);
-        poll.failed(now, Some(7 * S));
-        poll.hurry(now);
-        assert_eq!(poll.due(), now + 7 * S);
+        for max_retries in [3, 0] {
+            let mut poll = Recurring::new(2 * S, max_retries, now);
+            poll.failed(now, Some(7 * S));
+            poll.hurry(now);
+            assert_eq!(poll.due(), now + 7 * S);
+        }
+    }
+
+    #[test]
+    fn a_turn_comes_neither_at_once_nor_before_its_time_because_the_server_asked_for_little() {
+        let now = Instant::now();
+        let mut poll = Recurring::new(30 * S, 1, now);
+        poll.failed(now, Some(Duration::ZERO));
+        assert_eq!(poll.due(), now + S);
+        poll.failed(now, Some(S));
+        assert_eq!(poll.due(), now + 30 * S);
+        poll.refused(now);
+        assert_eq!(poll.due(), now + 30 * S);
     }
 
     #[test]

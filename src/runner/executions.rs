@@ -247,7 +247,9 @@ impl Active {
 
     /// The service or the user wants it to end.
     pub(super) fn want_end(&mut self, wanted: CancelWish) {
-        if let Stage::Running { wish, .. } = &mut self.stage
+        if matches!(self.stage, Stage::New) {
+            self.interrupt();
+        } else if let Stage::Running { wish, .. } = &mut self.stage
             && wanted > *wish
         {
             log::info!(
@@ -259,9 +261,24 @@ impl Active {
         }
     }
 
-    /// On the way out: gives back what the service surely does not know to be ours. Returns whether it did.
-    pub(super) fn leave_to_the_service(&self) -> bool {
-        !self.announced && !self.unclear && self.dir.remove().is_ok()
+    /// On the way out: nothing begins any more. What the service surely does not know to be ours is given back, which
+    /// is what is returned; what it may have started is ended here, as the next runner would do.
+    pub(super) fn leave_to_the_service(&mut self) -> bool {
+        if !self.announced && !self.unclear {
+            return self.dir.remove().is_ok();
+        }
+        if matches!(self.stage, Stage::New) && !self.announced {
+            self.interrupt();
+        }
+        false
+    }
+
+    /// Ends what has not begun.
+    fn interrupt(&mut self) {
+        match self.end_unwatched(INTERRUPTED_TEXT) {
+            Ok(()) => self.stage = Stage::Ended(Outcome::FAILED),
+            Err(error) => log::error!("execution {}: cannot be ended: {error}", self.spec.id),
+        }
     }
 
     /// An outage has ended, or the key is good again: no waiting for old failures.

@@ -2,11 +2,17 @@
 //!
 //! It says each change once, in the log, however often it is retried.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use crate::api::Failure;
 use crate::execution::quoted;
 use crate::log;
 use crate::timer::Backoff;
+
+/// What failed may never be tried again: its execution was given up, or a suspension has ended the polls. After this
+/// long, that anything else is answered ends the outage too.
+const ABANDONED_AFTER: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy, PartialEq)]
 enum Key {
@@ -17,15 +23,19 @@ enum Key {
 }
 
 struct Outage {
-    /// What failed first; that it works again ends the outage.
-    endpoint: &'static str,
+    /// What failed first; that it works again ends the outage. One execution's trouble is not another's.
+    what: String,
     since: Instant,
+    /// When that was last tried.
+    tried: Instant,
 }
 
 pub(super) struct Link {
     key: Key,
     key_backoff: Backoff,
     outage: Option<Outage>,
+    /// What the service refuses for good and has been said to.
+    refused: BTreeSet<&'static str>,
     suspended: Option<String>,
     hash: String,
 }
@@ -33,7 +43,8 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn new(hash: String) -> Self {
         let key_backoff = Backoff::new(Backoff::KEY);
-        Self { key: Key::Unproven, key_backoff, outage: None, suspended: None, hash }
+        let refused = BTreeSet::new();
+        Self { key: Key::Unproven, key_backoff, outage: None, refused, suspended: None, hash }
     }
 
     /// Whether anything but a heartbeat may be sent.
@@ -48,7 +59,6 @@ impl Link {
             log::info!("connected: the service accepts the key");
         }
         self.key = Key::Good;
-        self.key_backoff.succeeded();
         news
     }
 
@@ -69,26 +79,47 @@ impl Link {
     }
 
     /// A request had no usable answer.
-    pub(super) fn unreachable(&mut self, endpoint: &'static str, cause: &str, now: Instant) {
-        if self.outage.is_some() {
-            log::debug!("{endpoint} failed: {cause}");
+    pub(super) fn unreachable(&mut self, what: &str, cause: &str, now: Instant) {
+        if let Some(outage) = &mut self.outage {
+            log::debug!("{what} failed: {cause}");
+            if outage.what == what {
+                outage.tried = now;
+            }
             return;
         }
         log::warning!(
-            "the service cannot be reached ({endpoint}): {cause}; trying again, nothing is lost meanwhile"
+            "the service cannot be reached ({what}): {cause}; trying again, nothing is lost meanwhile"
         );
-        self.outage = Some(Outage { endpoint, since: now });
+        self.outage = Some(Outage { what: what.to_owned(), since: now, tried: now });
     }
 
     /// A request was answered. Returns whether that ended an outage.
-    pub(super) fn reached(&mut self, endpoint: &'static str, now: Instant) -> bool {
-        match &self.outage {
-            Some(outage) if outage.endpoint == endpoint => {
-                log::info!("the service answers again, after {} s", (now - outage.since).as_secs());
-                self.outage = None;
-                true
-            }
-            _ => false,
+    pub(super) fn reached(&mut self, what: &str, now: Instant) -> bool {
+        // Not by the heartbeat that makes the key good again: what was denied before it may be denied once more.
+        if self.key == Key::Good {
+            self.key_backoff.succeeded();
+        }
+        let ended =
+            self.outage.take_if(|outage| outage.what == what || now - outage.tried >= ABANDONED_AFTER);
+        if let Some(outage) = &ended {
+            log::info!("the service answers again, after {} s", (now - outage.since).as_secs());
+        }
+        ended.is_some()
+    }
+
+    /// A request of the runner's own was refused: that is said when it begins.
+    pub(super) fn refused(&mut self, what: &'static str, failure: &Failure) {
+        if self.refused.insert(what) {
+            log::error!("the service does not accept the {what}: {failure}; trying again at its next turn");
+        } else {
+            log::debug!("the {what} is still not accepted: {failure}");
+        }
+    }
+
+    /// A request of the runner's own did what it should.
+    pub(super) fn accepted(&mut self, what: &'static str) {
+        if self.refused.remove(what) {
+            log::info!("the service accepts the {what} again");
         }
     }
 
@@ -122,5 +153,25 @@ impl Link {
             log::warning!("the service has another hash for the same commands: {}", quoted(&hash));
             self.hash = hash;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_ends_when_what_failed_first_is_answered_or_is_no_longer_tried() {
+        let mut link = Link::new(String::new());
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        link.unreachable("output of execution a", "no answer", begin);
+        assert!(!link.reached("output of execution b", at(1)) && !link.reached("heartbeat", at(110)));
+        link.unreachable("output of execution a", "no answer", at(115));
+        assert!(!link.reached("heartbeat", at(130)));
+        assert!(link.reached("output of execution a", at(131)) && !link.reached("heartbeat", at(132)));
+        link.unreachable("cancel-status of execution a", "no answer", at(140));
+        link.unreachable("poll", "no answer", at(250));
+        assert!(link.reached("heartbeat", at(260)));
     }
 }
