@@ -98,6 +98,13 @@ pub fn reap() -> Option<Reaped> {
     (pid > 0).then(|| Reaped { pid: pid.cast_unsigned(), status: ExitStatus::from_raw(status) })
 }
 
+/// From now on the kernel reaps all children, those that have ended already too. Nobody may wait for one after this.
+pub fn leave_no_zombies() {
+    // SAFETY: SIG_IGN installs no code of ours.
+    unsafe { libc::signal(SIGCHLD, libc::SIG_IGN) };
+    while reap().is_some() {}
+}
+
 /// Sends `signal` to one process. Only for children that have not been reaped: their PID cannot be another's.
 pub fn kill_child(pid: u32, signal: i32) {
     // SAFETY: kill takes integers. A process that is gone already is no error for the caller.

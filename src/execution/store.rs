@@ -285,10 +285,9 @@ fn optional<T>(read: io::Result<T>) -> io::Result<Option<T>> {
 
 /// Whether the last of `stream`'s segments in `tail` does not end its line.
 fn leaves_a_line_open(tail: &[u8], stream: Stream) -> bool {
-    let segments = tail.split_inclusive(|b| *b == b'\n').filter_map(Segment::parse);
+    let mut segments = tail.split_inclusive(|b| *b == b'\n').filter_map(Segment::parse);
     segments
-        .filter(|segment| segment.stream == stream)
-        .last()
+        .rfind(|segment| segment.stream == stream)
         .is_some_and(|last| !segment::inner(last.content).ends_with("\\n"))
 }
 

@@ -53,6 +53,8 @@ fn double_quoted(chars: &mut std::str::Chars<'_>, word: &mut String) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
+    use std::process::{Command, Stdio};
 
     #[test]
     fn quotes_and_backslashes_group_as_in_shlex() {
@@ -70,6 +72,48 @@ mod tests {
             ("a\u{a0}b\u{b}c\u{c}d ü", vec!["a\u{a0}b\u{b}c\u{c}d", "ü"]),
         ] {
             assert_eq!(split(text).unwrap(), words, "{text}");
+        }
+    }
+
+    /// Random strings over what matters to either splitter, the same in each run.
+    fn nasty_strings(count: usize) -> Vec<String> {
+        const ALPHABET: [char; 20] = [
+            ' ', ' ', '\t', '\r', '\n', '\'', '\'', '"', '"', '\\', '\\', 'a', 'n', '#', '$', ';', '\0',
+            '\u{b}', '\u{a0}', '😀',
+        ];
+        let mut random: u64 = 20;
+        let mut below = |limit: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) as usize % limit
+        };
+        (0..count).map(|_| (0..below(16)).map(|_| ALPHABET[below(ALPHABET.len())]).collect()).collect()
+    }
+
+    #[test]
+    fn random_strings_are_split_or_refused_as_by_pythons_own_shlex() {
+        const ASK: &str = "\
+import json, shlex, sys
+def split(text):
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return None
+print(json.dumps([split(text) for text in json.load(sys.stdin)]))";
+        let texts = nasty_strings(2000);
+        let mut python = Command::new("python3")
+            .args(["-c", ASK])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the tests need a python3 in the PATH");
+        // Python reads all of it before it writes anything.
+        python.stdin.take().unwrap().write_all(&serde_json::to_vec(&texts).unwrap()).unwrap();
+        let answer = python.wait_with_output().unwrap().stdout;
+        let expected: Vec<Option<Vec<String>>> = serde_json::from_slice(&answer).unwrap();
+        assert_eq!(expected.len(), texts.len());
+        assert!((500..1500).contains(&expected.iter().flatten().count()), "both answers are common");
+        for (text, words) in texts.iter().zip(expected) {
+            assert_eq!(split(text).ok(), words, "{text:?}");
         }
     }
 

@@ -70,13 +70,20 @@ pub fn ask(dir: &ExecutionDir, signal: i32) -> io::Result<bool> {
 /// The whole life of a shim. What goes wrong is said in the execution's own output; nobody reads a shim's exit code.
 pub fn run(directory: &Path) -> ExitCode {
     let dir = ExecutionDir::open(directory.to_owned());
-    match take_over_lock(&dir).and_then(|lock| look_after(&dir).map(|()| drop(lock))) {
+    match hold_lock_and_look_after(&dir) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "djangocommand: shim for '{}': {error}", directory.display());
             ExitCode::FAILURE
         }
     }
+}
+
+fn hold_lock_and_look_after(dir: &ExecutionDir) -> io::Result<()> {
+    // First of all: once the PID is in the lock, a signal may come, and uncaught it would end us.
+    let signals = Signals::catch(&[sys::SIGCHLD, CANCEL, FORCE])?;
+    let _lock = take_over_lock(dir)?;
+    look_after(dir, &signals)
 }
 
 /// Takes the lock from standard input and writes the PID into it: from here on the execution has begun.
@@ -96,10 +103,9 @@ fn take_over_lock(dir: &ExecutionDir) -> io::Result<File> {
     Ok(lock)
 }
 
-fn look_after(dir: &ExecutionDir) -> io::Result<()> {
+fn look_after(dir: &ExecutionDir, signals: &Signals) -> io::Result<()> {
     sys::set_process_name(c"djangocommand");
     sys::become_subreaper()?;
-    let signals = Signals::catch(&[sys::SIGCHLD, CANCEL, FORCE])?;
     let Task::Run(process) = dir.spec()?.task else {
         return Err(io::Error::other("there is nothing to run"));
     };
@@ -109,20 +115,21 @@ fn look_after(dir: &ExecutionDir) -> io::Result<()> {
         Err(error) => {
             let text = format!("Cannot run '{}' in '{}': {error}.\n", process.argv[0], process.directory);
             let _ = dir.append_text(Stream::Stderr, capture::unix_now(), &text);
-            write_exit(dir, &signals, Outcome::FAILED, begun);
+            write_exit(dir, signals, Outcome::FAILED, begun);
             return Ok(());
         }
     };
     let capture_ended = Arc::new(AtomicBool::new(false));
     let readers = capture::start(&mut child, dir, &capture_ended)?;
     let deadline = process.timeout.map(|seconds| begun + Duration::from_secs_f64(seconds));
-    let outcome =
-        Watch { signals: &signals, pid: child.id(), deadline, exit: None, ending: None }.until_the_end();
+    let outcome = Watch { signals, pid: child.id(), deadline, exit: None, ending: None }.until_the_end();
     let open_pipes = drain(&readers, Instant::now() + LINGER);
     capture_ended.store(true, Ordering::SeqCst);
-    write_exit(dir, &signals, outcome, begun);
-    // A background process may go on writing: without a reader it would be killed by SIGPIPE.
+    write_exit(dir, signals, outcome, begun);
+    // A background process may go on writing: without a reader it would be killed by SIGPIPE. What it orphans while it
+    // lives becomes our child and must not stay a zombie.
     if open_pipes > 0 {
+        sys::leave_no_zombies();
         while readers.recv().is_ok() {}
     }
     Ok(())
