@@ -3,6 +3,7 @@
 pub mod probe;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::Environment;
@@ -125,7 +126,7 @@ fn on_path(name: &Path, environment: &Environment) -> Option<PathBuf> {
     dirs.split(':')
         .filter(|dir| dir.starts_with('/'))
         .map(|dir| Path::new(dir).join(name))
-        .find(|path| path.is_file())
+        .find(|path| fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.mode() & 0o111 != 0))
 }
 
 fn text(path: &Path) -> Result<String, String> {

@@ -63,8 +63,14 @@ def describe(name, app, bound_args):
     return described
 
 
-def work():
+def work(wanted_settings):
     """Answers the two questions, with the project loaded, and ends the process."""
+    taken = os.environ.get("DJANGO_SETTINGS_MODULE")
+    if wanted_settings and taken != wanted_settings:
+        # The commands would go the same way, and the option would do nothing without a word.
+        raise SystemExit("manage.py takes the settings '%s' in spite of --settings: it may only set a default for "
+                         "DJANGO_SETTINGS_MODULE" % (taken,))
+
     import django
     from django.conf import settings
     from django.core.management import get_commands
@@ -101,7 +107,7 @@ def leave(status):
     os._exit(status)
 
 
-def main(manage_py, root):
+def main(manage_py, root, wanted_settings):
     import django.core.management as management
 
     class Stub(object):
@@ -112,7 +118,7 @@ def main(manage_py, root):
             error = getattr(self.utility, "settings_exception", None)
             if error is not None:
                 raise error
-            work()
+            work(wanted_settings)
 
     management.ManagementUtility.fetch_command = lambda self, subcommand: Stub(self)
     sys.argv = ["manage.py", "djangocommand", "start"]
@@ -126,7 +132,7 @@ def main(manage_py, root):
         import django
 
         django.setup()
-        work()
+        work(wanted_settings)
     management.ManagementUtility(sys.argv).execute()
 
 

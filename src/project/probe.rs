@@ -5,8 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::mem;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,8 +27,8 @@ const MARK: &[u8] = b"djangocommand-probe:";
 const TIME_LIMIT: Duration = Duration::from_secs(120);
 /// No project's help texts are as large, and no more is read.
 const ANSWER_MAX: u64 = 64 * 1024 * 1024;
-/// What is kept of what the project prints, from its beginning.
-const STDERR_MAX: u64 = 256 * 1024;
+/// What is kept of what the project prints: its end, where the cause of a failure is.
+const STDERR_MAX: usize = 256 * 1024;
 /// How long to wait for the rest of a failed probe's output, which a background process may keep open.
 const STDERR_LINGER: Duration = Duration::from_millis(500);
 
@@ -61,8 +64,16 @@ pub struct Probe {
     child: Child,
     stdin: ChildStdin,
     answers: Receiver<Vec<u8>>,
-    stderr: Receiver<Vec<u8>>,
+    stderr: Printed,
     deadline: Instant,
+    is_reaped: bool,
+}
+
+/// What a project has printed so far.
+struct Printed {
+    end: Arc<Mutex<Vec<u8>>>,
+    /// Disconnected when there is no more to come.
+    is_over: Receiver<()>,
 }
 
 impl Probe {
@@ -94,10 +105,11 @@ impl Probe {
         let answers = read_answers(stdout);
         let stderr = read_stderr(stderr);
         let deadline = Instant::now() + TIME_LIMIT;
-        let mut probe = Self { child, stdin, answers, stderr, deadline };
+        let mut probe = Self { child, stdin, answers, stderr, deadline, is_reaped: false };
         let manage_py =
             if project.has_manage_py { format!("{}/manage.py", project.root) } else { String::new() };
-        let question = format!("{SCRIPT}{manage_py}\0{}\n", project.root);
+        let module = project.settings_module.as_deref().unwrap_or_default();
+        let question = format!("{SCRIPT}{manage_py}\0{}\0{module}\n", project.root);
         let facts: Facts = probe.ask(question.as_bytes())?;
         Ok((probe, facts))
     }
@@ -132,24 +144,40 @@ impl Probe {
                 TIME_LIMIT.as_secs(),
                 self.printed()
             )),
-            Err(RecvTimeoutError::Disconnected) => Err(last_line_first(&self.printed())),
+            Err(RecvTimeoutError::Disconnected) => Err(self.last_words()),
         }
     }
 
     fn printed(&self) -> String {
-        let mut printed = Vec::new();
-        let until = Instant::now() + STDERR_LINGER;
-        while let Ok(block) = self.stderr.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            printed.extend(block);
+        // Over or not: what there is by then has to do.
+        let _ = self.stderr.is_over.recv_timeout(STDERR_LINGER);
+        let end = self.stderr.end.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&end[end.len().saturating_sub(STDERR_MAX)..]).into_owned()
+    }
+
+    /// Why a project gave no answer. Its Python has ended, or is about to: the answers' pipe is closed.
+    fn last_words(&mut self) -> String {
+        let printed = self.printed();
+        // What is ending already keeps its own status, whatever it is sent now.
+        match self.end().ok().and_then(|status| status.signal()) {
+            Some(signal) => last_line_first(&format!("{printed}\nits Python was killed by signal {signal}")),
+            None => last_line_first(&printed),
         }
-        String::from_utf8_lossy(&printed).into_owned()
+    }
+
+    /// Ends the probe and all that the project started in it.
+    fn end(&mut self) -> io::Result<ExitStatus> {
+        // Once it is reaped its number may be another's.
+        if !mem::replace(&mut self.is_reaped, true) {
+            sys::kill_group(self.child.id(), sys::SIGKILL);
+        }
+        self.child.wait()
     }
 }
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        sys::kill_group(self.child.id(), sys::SIGKILL);
-        let _ = self.child.wait();
+        let _ = self.end();
     }
 }
 
@@ -171,26 +199,30 @@ fn read_answers(stdout: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
     receiver
 }
 
-/// A pipe thread: the beginning of what is printed; the rest is read and dropped, so that nobody blocks.
-fn read_stderr(stderr: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::channel();
+/// A pipe thread: all is read, so that nobody blocks, and the end of it is kept.
+fn read_stderr(mut stderr: impl Read + Send + 'static) -> Printed {
+    let (sender, is_over) = mpsc::channel();
+    let end = Arc::new(Mutex::new(Vec::new()));
+    let of_thread = Arc::clone(&end);
     thread::spawn(move || {
-        let mut first = stderr.take(STDERR_MAX);
         let mut block = [0; 4096];
-        while let Ok(n @ 1..) = first.read(&mut block) {
-            if sender.send(block[..n].to_vec()).is_err() {
-                return;
+        while let Ok(n @ 1..) = stderr.read(&mut block) {
+            let mut end = of_thread.lock().unwrap_or_else(PoisonError::into_inner);
+            end.extend_from_slice(&block[..n]);
+            // Now and then, so that a project that prints much does not make this move much at each block.
+            if end.len() > 2 * STDERR_MAX {
+                let superfluous = end.len() - STDERR_MAX;
+                end.drain(..superfluous);
             }
         }
         drop(sender);
-        let _ = io::copy(&mut first.into_inner(), &mut io::sink());
     });
-    receiver
+    Printed { end, is_over }
 }
 
 /// A traceback's cause is its last line: it is shown first, then all of it.
 fn last_line_first(printed: &str) -> String {
-    let printed = printed.trim_end();
+    let printed = printed.trim();
     match printed.lines().last() {
         None => "the project's Python ended without a word".to_owned(),
         Some(last) if printed.lines().count() == 1 => format!("the project does not load: {last}"),
