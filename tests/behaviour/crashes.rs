@@ -20,7 +20,8 @@ const SOON: Duration = Duration::from_secs(20);
 const LATER: Duration = Duration::from_secs(60);
 
 /// One command: `work FILE COUNT SECONDS` writes its PID into FILE, one line for each time that it is run, and prints
-/// COUNT numbered lines, each third on stderr, one each SECONDS.
+/// COUNT numbered lines, each third on stderr, one each SECONDS. Before the last one it waits until there is no file
+/// called `hold`.
 const COMMANDS: &str = "
 import os, sys, time
 
@@ -31,22 +32,27 @@ def work(path, count, seconds):
     with open(path, 'a') as runs:
         runs.write('%d\\n' % os.getpid())
     for number in range(int(count)):
-        print('line %d' % number, file=sys.stderr if number % 3 == 2 else sys.stdout)
+        # One write a line, which print is not.
+        (sys.stderr if number % 3 == 2 else sys.stdout).write('line %d\\n' % number)
         time.sleep(float(seconds))
+        while number == int(count) - 2 and os.path.exists('hold'):
+            time.sleep(0.01)
 ";
 
 #[test]
 fn a_killed_runner_disturbs_no_command_and_the_next_one_delivers_each_line_once() {
     let stage = Stage::new();
-    let (id, first) = stage.running("30", "0.1");
+    stage.project.write("hold", "");
+    let (id, first) = stage.running("30", "0.05");
     let (pid, shims) = (stage.only_pid(), first.state_dir().shims());
     first.kill();
     // What is printed while no runner lives must be neither lost nor hold up the command.
-    stage.wait_for_output_file("line 12");
+    stage.wait_for_output_file("line 28");
     assert!(is_alive(pid), "the command died with its runner");
     let second = stage.runner().start();
     second.wait_for_log(&format!("execution {id} (work): taken over from an earlier runner"), SOON);
     assert_eq!((second.state_dir().shims(), stage.only_pid()), (shims, pid));
+    fs::remove_file(stage.project.dir().join("hold")).unwrap();
     let end = stage.server.completed(&id, LATER);
     assert_eq!((end.exit_code, end.status.as_str()), (0, "success"));
     assert_eq!(stage.streams(&id), printed(30));
@@ -80,7 +86,10 @@ fn what_was_never_surely_begun_is_reported_as_interrupted_and_never_run() {
 #[test]
 fn a_killed_shim_takes_its_command_along_and_what_it_had_captured_is_delivered() {
     let stage = Stage::new();
-    let (id, runner) = stage.running("600", "0.1");
+    // Silent from here on: a command that prints would die of the broken pipe, whatever its shim had arranged.
+    stage.project.write("hold", "");
+    let (id, runner) = stage.running("10", "0.01");
+    stage.wait_for_output_file("line 8\\n");
     stage.kill_shim();
     let end = stage.server.completed(&id, LATER);
     stage.assert_died_with_its_shim(&id, &end);
@@ -157,7 +166,8 @@ fn what_is_not_of_this_version_is_left_alone_with_an_error_and_stops_nobody() {
     });
     fs::write(future.join("spec.json"), spec.to_string()).unwrap();
     let mut left = vec![future.clone()];
-    for (name, content) in [("half", "{\"version\":1,\"id\":\"0b8"), ("other", "[]"), ("binary", "\u{0}\u{1}")]
+    for (name, content) in
+        [("half", "{\"version\":1,\"id\":\"0b8"), ("other", "[]"), ("binary", "\u{0}\u{1}")]
     {
         let dir = executions.join(name);
         fs::create_dir(&dir).unwrap();

@@ -4,17 +4,45 @@
 mod support;
 
 /// Proves the support itself, against raw sockets and against the published Python runner.
+#[cfg(test)]
 mod support_itself;
 
-/// Configuration: where values come from, what is refused, the command line.
+/// The catalogue: what the dashboard is told of the project's commands.
+#[cfg(test)]
+mod catalogue;
+/// The command line: help, usage errors, the state directory.
+#[cfg(test)]
+mod command_line;
+/// Configuration: where values come from, what is refused.
+#[cfg(test)]
 mod configuration;
 /// Crashes: kill -9 of runner and shim, and what the next runner makes of it.
+#[cfg(test)]
 mod crashes;
 /// The Django side: finding the project and its Python, the probe, what the dashboard is told.
+#[cfg(test)]
 mod django;
-/// Executions: policy, order, output, exit codes, timeouts, cancelling.
+/// Endings: timeout, cancel, force, and what a command leaves behind.
+#[cfg(test)]
+mod endings;
+/// Executions: what is run and what is refused, the surroundings of the process, its exit code.
+#[cfg(test)]
 mod executions;
-/// The service: headers, classes of answers, retries, the key, suspension, nonsense.
+/// Failures: classes of answers, retries, the key.
+#[cfg(test)]
+mod failures;
+/// Nonsense: answers that are not the service's.
+#[cfg(test)]
+mod nonsense;
+/// Offers: the pending list, right and wrong entries, never twice.
+#[cfg(test)]
+mod offers;
+/// Output: bytes to text, times, chunks, metadata-only.
+#[cfg(test)]
+mod output;
+/// The service: headers, connections, what heartbeats and polls bring about, suspension, outages.
+#[cfg(test)]
 mod service;
 /// Signals: drain, cancel, and the end.
+#[cfg(test)]
 mod signals;

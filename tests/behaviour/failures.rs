@@ -1,0 +1,353 @@
+//! Failures: what each class of answer brings about, what is sent again, when and for how long.
+
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::support::project::{Project, fake_project};
+use crate::support::runner::{Runner, Running};
+use crate::support::server::{Endpoint, Fault, Job, Server, State};
+
+/// For what is a matter of milliseconds.
+const SOON: Duration = Duration::from_secs(20);
+/// For what starts an interpreter and waits for polls and backoffs.
+const LATER: Duration = Duration::from_secs(60);
+/// The shortest interval between heartbeats that is allowed, in seconds.
+const BEAT: u64 = 5;
+
+const ALL: [Endpoint; 7] = [
+    Endpoint::Heartbeat,
+    Endpoint::Sync,
+    Endpoint::Pending,
+    Endpoint::Start,
+    Endpoint::Output,
+    Endpoint::CancelStatus,
+    Endpoint::Complete,
+];
+
+#[test]
+fn a_denial_on_any_endpoint_leaves_only_heartbeats_until_one_succeeds() {
+    let (server, project) = (Server::start(), fake_project());
+    for (endpoint, code) in ALL.into_iter().zip([401, 403].into_iter().cycle()) {
+        server.next(endpoint, Fault::status(code));
+    }
+    let id = server.enqueue(Job::new("slow").args("8 0.4"));
+    let runner = start(&project, &server);
+    assert_eq!(server.completed(&id, LATER).exit_code, 0);
+    assert!(runner.stop(SOON).success());
+    server.state(|state| {
+        let numbers: String = (1..=8).map(|number| format!("line {number}\n")).collect();
+        assert_eq!(state.execution(&id).stdout(), numbers);
+        let mut denials = 0;
+        for pair in state.requests.windows(2).filter(|pair| matches!(pair[0].status, 401 | 403)) {
+            assert_eq!(pair[1].endpoint, Endpoint::Heartbeat, "{}", state.log());
+            assert!(pair[1].at - pair[0].at >= Duration::from_secs(1), "{}", state.log());
+            denials += 1;
+        }
+        assert_eq!(denials, ALL.len());
+    });
+    // Each denial was news, since a heartbeat had succeeded before it.
+    assert_eq!(runner.log().matches("the service refuses the key: 'told to answer 40").count(), ALL.len());
+}
+
+#[test]
+fn a_refused_key_is_tried_after_1_2_and_5_seconds_said_once_and_the_output_of_what_runs_waits() {
+    let (server, project) = (Server::start(), fake_project());
+    let id = server.enqueue(Job::new("slow").args("20 0.15"));
+    let runner = start(&project, &server);
+    server.wait_for("a line", LATER, |state| state.execution(&id).chunks.first_key_value().map(|_| ()));
+    let body = String::from("{\"detail\": \"the quota of 100 runs is used up\"}");
+    let quota = Fault::Status { code: 403, headers: Vec::new(), body };
+    for endpoint in ALL {
+        server.always(endpoint, quota.clone());
+    }
+    let denied = |count: usize| {
+        server.wait_for("denials", LATER, |state| {
+            state.requests.iter().filter(|request| request.status == 403).nth(count - 1).map(|_| ())
+        });
+    };
+    denied(3);
+    ALL.into_iter().for_each(|endpoint| server.heal(endpoint));
+    assert_eq!(server.completed(&id, LATER).exit_code, 0);
+    assert!(runner.stop(SOON).success());
+    server.state(|state| {
+        let first = state.requests.iter().position(|request| request.status == 403).unwrap();
+        let times: Vec<Instant> = state.requests[first..first + 4].iter().map(|request| request.at).collect();
+        assert_gaps(&times, &[1, 2, 5]);
+        assert!(state.requests[first + 1..first + 4].iter().all(|r| r.endpoint == Endpoint::Heartbeat));
+        let numbers: String = (1..=20).map(|number| format!("line {number}\n")).collect();
+        assert_eq!(state.execution(&id).stdout(), numbers);
+    });
+    let log = runner.log();
+    assert_eq!(log.matches("the service refuses the key: 'the quota of 100 runs is used up'").count(), 1);
+    assert_eq!(log.matches("the service accepts the key").count(), 2);
+}
+
+#[test]
+fn a_denial_that_heartbeats_do_not_meet_is_backed_off_from_all_the_same() {
+    let (server, project) = (Server::start(), fake_project());
+    server.always(Endpoint::Pending, Fault::status(403));
+    let _runner = start(&project, &server);
+    wait_for_requests(&server, Endpoint::Pending, 4);
+    server.state(|state| {
+        let polls: Vec<Instant> = state.of(Endpoint::Pending).map(|request| request.at).collect();
+        assert_gaps(&polls[..4], &[1, 2, 5]);
+    });
+}
+
+#[test]
+fn a_wait_that_the_server_asks_for_is_kept_and_is_never_shorter_than_a_second() {
+    let (server, project) = (Server::start(), fake_project());
+    let ask =
+        |endpoint, code, wait: &str| server.next(endpoint, Fault::status_with(code, "Retry-After", wait));
+    ask(Endpoint::Heartbeat, 429, "2");
+    ask(Endpoint::Start, 503, "2");
+    ask(Endpoint::CancelStatus, 503, "3");
+    ask(Endpoint::Complete, 429, "2");
+    // What would be no wait at all must not become a flood.
+    ask(Endpoint::Pending, 503, "0");
+    ask(Endpoint::Pending, 429, "Sun, 06 Nov 1994 08:49:37 GMT");
+    let id = server.enqueue(Job::new("slow").args("14 0.4"));
+    let runner = start(&project, &server);
+    // The time of a date runs from now on, and the other waits take some of it.
+    wait_for_requests(&server, Endpoint::Heartbeat, 2);
+    let date = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 9;
+    ask(Endpoint::Output, 429, &http_date(date));
+    assert_eq!(server.completed(&id, LATER).exit_code, 0);
+    assert!(runner.stop(SOON).success());
+    server.state(|state| {
+        for (endpoint, least) in [
+            (Endpoint::Heartbeat, 2.0),
+            (Endpoint::Start, 2.0),
+            (Endpoint::Output, 1.0),
+            (Endpoint::CancelStatus, 3.0),
+            (Endpoint::Complete, 2.0),
+            (Endpoint::Pending, 1.0),
+        ] {
+            let all: Vec<_> = state.of(endpoint).collect();
+            let pairs = all.windows(2).filter(|pair| matches!(pair[0].status, 429 | 503));
+            let gaps: Vec<f64> = pairs.map(|pair| (pair[1].at - pair[0].at).as_secs_f64()).collect();
+            assert!(!gaps.is_empty(), "{endpoint:?} met no fault");
+            assert!(gaps.iter().all(|gap| *gap >= least), "{endpoint:?}: {gaps:?}");
+        }
+        let again = state.of(Endpoint::Output).nth(1).unwrap();
+        assert!(again.unix >= date as f64, "{} is before {date}", again.unix);
+    });
+}
+
+#[test]
+fn a_wait_that_the_server_asks_for_is_not_cut_short_by_a_heartbeat_that_says_pending() {
+    let (server, project) = (Server::start(), fake_project());
+    server.enqueue(Job::new("echo"));
+    server.next(Endpoint::Pending, Fault::status_with(429, "Retry-After", "7"));
+    let _runner = configured(&project, &server, &[("MAX_RETRIES", "0")]);
+    wait_for_requests(&server, Endpoint::Pending, 2);
+    server.state(|state| {
+        assert!(state.of(Endpoint::Heartbeat).count() >= 2, "a heartbeat came meanwhile");
+        let polls: Vec<_> = state.of(Endpoint::Pending).collect();
+        assert!(polls[1].at - polls[0].at >= Duration::from_secs(7), "{}", state.log());
+    });
+}
+
+#[test]
+fn heartbeat_sync_poll_and_start_are_retried_as_often_as_configured_and_then_wait_for_their_turn() {
+    let project = fake_project();
+    let cases = [
+        (Endpoint::Heartbeat, Fault::status(500), "1", vec![1, BEAT, 1]),
+        (Endpoint::Sync, Fault::status(502), "1", vec![1, BEAT, 1]),
+        (Endpoint::Start, Fault::status(504), "1", vec![1, BEAT, 1]),
+        (Endpoint::Pending, Fault::status(503), "2", vec![1, 2, 2, 1]),
+        (Endpoint::Pending, Fault::status(500), "0", vec![2, 2]),
+        // Retry-After does not make it come sooner than its turn once the retries are used up.
+        (Endpoint::Heartbeat, Fault::status_with(429, "Retry-After", "1"), "0", vec![BEAT]),
+        // Definitely refused is not tried again before its turn.
+        (Endpoint::Sync, Fault::status(400), "3", vec![BEAT]),
+    ];
+    thread::scope(|scope| {
+        for (endpoint, fault, retries, gaps) in cases {
+            let project = &project;
+            scope.spawn(move || {
+                let server = Server::start();
+                if endpoint == Endpoint::Start {
+                    server.enqueue(Job::new("echo"));
+                }
+                server.always(endpoint, fault.clone());
+                let _runner = configured(project, &server, &[("MAX_RETRIES", retries)]);
+                wait_for_requests(&server, endpoint, gaps.len() + 1);
+                let times: Vec<Instant> =
+                    server.state(|state| state.of(endpoint).map(|request| request.at).collect());
+                eprintln!("{endpoint:?} under {fault:?}");
+                assert_gaps(&times[..=gaps.len()], &gaps);
+            });
+        }
+    });
+}
+
+#[test]
+fn output_and_completion_are_sent_until_acknowledged_whatever_max_retries_says() {
+    let (server, project) = (Server::start(), fake_project());
+    for endpoint in [Endpoint::Output, Endpoint::Complete] {
+        for code in [429, 500, 502, 503, 504, 599] {
+            server.next(endpoint, Fault::status(code));
+        }
+        server.next(endpoint, Fault::Hang);
+        server.next(endpoint, Fault::Reset);
+        server.next(endpoint, Fault::Truncated);
+        server.next(endpoint, Fault::ProcessedThenStatus(502));
+    }
+    let ids: Vec<String> = (0..4).map(|_| server.enqueue(Job::new("both").args("out err"))).collect();
+    let runner = configured(&project, &server, &[("MAX_RETRIES", "0"), ("REQUEST_TIMEOUT", "1")]);
+    for id in &ids {
+        assert_eq!(server.completed(id, LATER).exit_code, 0);
+    }
+    assert!(runner.stop(LATER).success());
+    assert!(runner.state_dir().executions().is_empty());
+    server.state(|state| {
+        for id in &ids {
+            let execution = state.execution(id);
+            assert_eq!((execution.stdout(), execution.stderr()), ("out\n".into(), "err\n".into()));
+        }
+    });
+}
+
+#[test]
+fn an_execution_whose_end_cannot_be_reported_keeps_no_other_from_running() {
+    let (server, project) = (Server::start(), fake_project());
+    server.always(Endpoint::Complete, Fault::status(500));
+    let ids: Vec<String> = (0..4).map(|_| server.enqueue(Job::new("echo"))).collect();
+    let runner = start(&project, &server);
+    let completions = |count| wait_for_requests(&server, Endpoint::Complete, count);
+    completions(4);
+    let fifth = server.enqueue(Job::new("echo").args("fifth"));
+    server.wait_for("the fifth's output", LATER, |state| {
+        (state.execution(&fifth).stdout() == "[\"fifth\"]\n").then_some(())
+    });
+    server.heal(Endpoint::Complete);
+    for id in ids.iter().chain([&fifth]) {
+        assert_eq!(server.completed(id, LATER).exit_code, 0);
+    }
+    assert!(runner.stop(SOON).success());
+    // The service cannot know that only one of the five still runs.
+    let violations = server.take_violations();
+    assert!(violations.len() == 1 && violations[0].ends_with("5 executions at a time"), "{violations:?}");
+}
+
+#[test]
+fn a_refusal_that_lasts_is_said_at_its_beginning_and_at_its_end() {
+    let (server, project) = (Server::start(), fake_project());
+    server.always(Endpoint::Pending, Fault::status(404));
+    let id = server.enqueue(Job::new("echo"));
+    let runner = start(&project, &server);
+    wait_for_requests(&server, Endpoint::Pending, 3);
+    server.heal(Endpoint::Pending);
+    assert_eq!(server.completed(&id, LATER).exit_code, 0);
+    assert!(runner.stop(SOON).success());
+    let log = runner.log();
+    let begin = "the service does not accept the poll: refused with status 404: 'told to answer 404'";
+    assert_eq!((log.matches(begin).count(), log.matches("accepts the poll again").count()), (1, 1), "{log}");
+}
+
+#[test]
+fn a_definite_refusal_ends_that_request_and_nothing_else() {
+    let (server, project) = (Server::start(), fake_project());
+    let runner = start(&project, &server);
+    let run_all = |endpoint, codes: &[u16], fault: fn(u16) -> Fault| -> Vec<String> {
+        codes.iter().for_each(|code| server.next(endpoint, fault(*code)));
+        // One write and so one chunk, which Python's `print` is not.
+        let ids: Vec<String> = codes.iter().map(|_| server.enqueue(Job::new("raw").args("6f6b0a"))).collect();
+        for id in &ids {
+            server.wait_for(&format!("the completion of {id} to be sent"), LATER, |state| {
+                state.of(Endpoint::Complete).find(|r| r.execution.as_ref() == Some(id)).map(|_| ())
+            });
+        }
+        ids
+    };
+    // A refused start gives the execution up; whoever still finds it on the list may try anew.
+    for id in run_all(Endpoint::Start, &[400, 404, 409, 410], Fault::status) {
+        assert_eq!(server.completed(&id, SOON).exit_code, 0);
+    }
+    assert_eq!(server.state(|state| state.of(Endpoint::Start).count()), 8);
+    // What is refused of the output is not sent again, but how the command ended is still reported.
+    for id in run_all(Endpoint::Output, &[400, 404, 409, 410, 413], Fault::status) {
+        assert_eq!(server.completed(&id, SOON).exit_code, 0);
+        assert_eq!(server.state(|state| state.execution(&id).chunks.len()), 0);
+    }
+    assert_eq!(server.state(|state| state.of(Endpoint::Output).count()), 4 + 5);
+    let refused = run_all(Endpoint::Complete, &[400, 404, 409, 410], Fault::ProcessedThenStatus);
+    let after = server.enqueue(Job::new("echo"));
+    assert_eq!(server.completed(&after, LATER).exit_code, 0);
+    assert!(runner.stop(SOON).success());
+    assert!(runner.state_dir().executions().is_empty());
+    server.state(|state| {
+        for id in &refused {
+            let sent = state.of(Endpoint::Complete).filter(|r| r.execution.as_ref() == Some(id));
+            assert_eq!(sent.count(), 1);
+        }
+    });
+    let log = runner.log();
+    for (said, count) in [
+        ("is given up: refused with status 4", 4),
+        ("chunk 1 of its output is lost, the service does not take it: refused with status 4", 2),
+        ("the service wants no more of its output: refused with status 4", 2),
+        ("the service does not want to know that it ended: refused with status 4", 4),
+    ] {
+        assert_eq!(log.matches(said).count(), count, "{said}: {log}");
+    }
+}
+
+#[test]
+fn a_chunk_too_large_for_the_server_is_lost_alone() {
+    let (server, project) = (Server::start(), fake_project());
+    server.next(Endpoint::Output, Fault::status(413));
+    // "out" and "err", each a line in one write.
+    let id = server.enqueue(Job::new("raw").args("6f75740a 2:6572720a"));
+    let runner = start(&project, &server);
+    assert_eq!(server.completed(&id, LATER).exit_code, 0);
+    assert!(runner.stop(SOON).success());
+    let (stdout, stderr, numbers) = server.state(|state| {
+        let execution = state.execution(&id);
+        (execution.stdout(), execution.stderr(), execution.chunks.keys().copied().collect::<Vec<_>>())
+    });
+    // Number 1 was spent on what was refused: it must not come to mean anything else. (Either stream may be first.)
+    assert!([("out\n", ""), ("", "err\n")].contains(&(&*stdout, &*stderr)), "{stdout:?} {stderr:?}");
+    assert_eq!(numbers, [2]);
+    let violations = server.take_violations();
+    assert!(violations.len() == 1 && violations[0].contains("chunk 2 where 1 was due"), "{violations:?}");
+}
+
+fn start(project: &Project, server: &Server) -> Running {
+    Runner::in_project(project).server(server).start()
+}
+
+/// With short intervals and the given settings.
+fn configured(project: &Project, server: &Server, settings: &[(&str, &str)]) -> Running {
+    let mut runner =
+        Runner::in_project(project).server(server).env("DJANGOCOMMAND_HEARTBEAT_INTERVAL", BEAT.to_string());
+    for (name, value) in settings {
+        runner = runner.env(&format!("DJANGOCOMMAND_{name}"), value);
+    }
+    runner.start()
+}
+
+fn wait_for_requests(server: &Server, endpoint: Endpoint, count: usize) {
+    let look = |state: &State| state.of(endpoint).nth(count - 1).map(|_| ());
+    server.wait_for(&format!("{endpoint:?} number {count}"), LATER, look);
+}
+
+/// No timer fires early. That one is late proves little on a busy machine, so there is slack on that side.
+fn assert_gaps(times: &[Instant], seconds: &[u64]) {
+    let gaps: Vec<f64> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+    assert_eq!(gaps.len(), seconds.len());
+    let holds = |(gap, due): (&f64, &u64)| (*due as f64 - 0.01..*due as f64 + 0.9).contains(gap);
+    assert!(gaps.iter().zip(seconds).all(holds), "{gaps:?} instead of {seconds:?}");
+}
+
+/// As `date` computes it, in the form of RFC 9110.
+fn http_date(unix: u64) -> String {
+    let output = Command::new("date")
+        .args(["-u", "-d", &format!("@{unix}"), "+%a, %d %b %Y %H:%M:%S GMT"])
+        .env("LC_ALL", "C")
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
