@@ -17,7 +17,7 @@ demo: $(VENVS)/django/ready
 	cargo test --locked --quiet --test demo
 
 test: venvs
-	cargo test --locked
+	cargo test --locked -- --test-threads=8
 
 # What must hold before a change is taken, besides the demo and the tests.
 check:

@@ -7,12 +7,12 @@ use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::execution::{ExecutionId, Outcome};
+use crate::timer::unix_now;
 
 /// A file that is larger is moved aside. The executions in the last two files are remembered.
 const SIZE_MAX: u64 = 4 * 1024 * 1024;
@@ -88,8 +88,7 @@ impl Audit {
         if fs::metadata(&self.path).is_ok_and(|meta| meta.len() > SIZE_MAX) {
             fs::rename(&self.path, self.path.with_extension("jsonl.1"))?;
         }
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-        let mut line = serde_json::to_vec(&Line { time, execution: id.as_str(), event })?;
+        let mut line = serde_json::to_vec(&Line { time: unix_now(), execution: id.as_str(), event })?;
         line.push(b'\n');
         self.append(&line)?;
         self.seen.insert(id.canonical());

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use crate::execution::segment::{self, Segment, Stream};
 use crate::execution::store::{Cursor, ExecutionDir, FORMAT};
@@ -27,6 +28,8 @@ const COLLECT: Duration = Duration::from_millis(200);
 pub struct Chunk {
     pub number: u64,
     pub body: String,
+    /// It says that the text of its number was refused.
+    is_notice: bool,
 }
 
 /// How far the delivery of one execution's output has come.
@@ -125,6 +128,28 @@ impl Delivery {
         Ok(())
     }
 
+    /// The service will never take the chunk that `next` gave. So that no number is missing and the loss is seen, a
+    /// line that says so goes in its place; a line that is refused itself is given up.
+    pub fn chunk_refused(&mut self, unix: f64, why: &str) {
+        let Some(refused) = self.chunks.front_mut() else { return };
+        if refused.is_notice {
+            self.chunks.pop_front();
+            return;
+        }
+        // Our own JSON; if it could not be read, the notice would only be less exact.
+        let mut body: Value = serde_json::from_str(&refused.body).unwrap_or_default();
+        let segments = body["segments"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let texts: Vec<&str> = segments.iter().filter_map(|segment| segment["content"].as_str()).collect();
+        let length: usize = texts.iter().map(|text| text.len()).sum();
+        let newline = if texts.last().is_some_and(|text| !text.ends_with('\n')) { "" } else { "\n" };
+        let continues_a_line = segments.first().is_some_and(|first| first["timestamp"].is_null());
+        let content =
+            format!("[djangocommand: the service refused {length} bytes of output here: {why}]{newline}");
+        body["segments"] = json!([{"timestamp": (!continues_a_line).then_some(unix), "content": content}]);
+        refused.body = body.to_string();
+        refused.is_notice = true;
+    }
+
     /// The service does not want the output any more.
     pub fn abandon(&mut self) {
         self.chunks.clear();
@@ -158,8 +183,8 @@ impl Delivery {
         }
         for (segments, is_stderr) in [(out, false), (err, true)] {
             if !segments.is_empty() {
-                let body = Body { chunk_number: self.number, segments, is_stderr };
-                self.chunks.push_back(Chunk { number: self.number, body: serde_json::to_string(&body)? });
+                let body = serde_json::to_string(&Body { chunk_number: self.number, segments, is_stderr })?;
+                self.chunks.push_back(Chunk { number: self.number, body, is_notice: false });
                 self.number += 1;
             }
         }
@@ -207,8 +232,8 @@ fn push<'a>(pieces: &mut Vec<Piece<'a>>, segment: &Segment<'a>) {
             if let Content::Whole(json) = content {
                 *content = Content::Joined(segment::inner(json).to_owned());
             }
-            if let Content::Joined(inner) = content {
-                inner.push_str(segment::inner(segment.content));
+            if let Content::Joined(line) = content {
+                line.push_str(segment::inner(segment.content));
             }
         }
         _ => pieces.push(Piece { timestamp: segment.timestamp, content: Content::Whole(segment.content) }),
@@ -255,7 +280,6 @@ fn end_of_last_line(file: &File, start: u64, limit: u64) -> io::Result<Option<u6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
     use std::fs;
 
     fn dir_with(output: &[u8]) -> (tempfile::TempDir, ExecutionDir) {
@@ -363,6 +387,29 @@ mod tests {
             serde_json::from_str::<Value>(body).unwrap()["segments"].as_array().unwrap().len()
         };
         assert_eq!(chunks.iter().map(|(_, body)| segments(body)).sum::<usize>(), 160);
+    }
+
+    #[test]
+    fn a_line_in_place_of_a_refused_chunk_keeps_its_number_and_the_lines_around_it() {
+        let mut output = Vec::new();
+        let time = segment::timestamp(1.5);
+        segment::write(&mut output, Stream::Stderr, Some(&time), "begun");
+        let (_temp, dir) = dir_with(&output);
+        let mut delivery = Delivery::resume(Delivery::beginning());
+        delivery.next(&dir, Instant::now()).unwrap();
+        delivery.done_with_chunk();
+        segment::write(&mut output, Stream::Stderr, None, " and ended\n");
+        segment::write(&mut output, Stream::Stderr, Some(&time), "begun again");
+        fs::write(dir.output_path(), output).unwrap();
+        delivery.next(&dir, Instant::now()).unwrap();
+        delivery.chunk_refused(2.5, "too large");
+        let notice = delivery.next(&dir, Instant::now()).unwrap().unwrap();
+        let body: Value = serde_json::from_str(&notice.body).unwrap();
+        let content = "[djangocommand: the service refused 22 bytes of output here: too large]";
+        let segments = json!([{"timestamp": null, "content": content}]);
+        assert_eq!(body, json!({"chunk_number": 2, "segments": segments, "is_stderr": true}));
+        delivery.chunk_refused(2.5, "too large");
+        assert!(delivery.next(&dir, Instant::now()).unwrap().is_none());
     }
 
     #[test]

@@ -7,7 +7,7 @@
 mod executions;
 mod link;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use signal_hook::flag;
 use crate::api::{CancelWish, Client, Failure};
 use crate::audit::Audit;
 use crate::config::Config;
-use crate::execution::Offer;
+use crate::execution::{ExecutionId, Offer};
 use crate::log;
 use crate::project::Project;
 use crate::project::probe::{Catalogue, Facts};
@@ -41,8 +41,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(2);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a runner that was told to stop tries to deliver what has ended. The rest is left to the next runner.
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
-/// How many oddities of the pending list are remembered, so that each is said once and not at every poll.
-const TOLD_MAX: usize = 1000;
+/// How many oddities of the pending list are remembered, so that each is said or tried once and not at every poll.
+const REMEMBERED_MAX: usize = 1000;
 
 /// What the runner is made of.
 pub struct Parts {
@@ -69,6 +69,8 @@ pub struct Runner {
     /// The last poll left something on the list for want of room.
     more_pending: bool,
     told: HashSet<String>,
+    /// Executions whose `start` the service refused. If it goes on offering them, they are tried again in a while.
+    given_up: HashMap<String, Instant>,
     signals: Signals,
     /// While set, SIGTERM and SIGINT end the process at once, even inside a request.
     nothing_to_lose: Arc<AtomicBool>,
@@ -126,6 +128,7 @@ impl Runner {
             poll: Recurring::new(POLL_INTERVAL, retries, now),
             more_pending: false,
             told: HashSet::new(),
+            given_up: HashMap::new(),
             signals,
             nothing_to_lose,
             stop: Stop::No,
@@ -179,7 +182,8 @@ impl Runner {
                     ),
                 }
                 self.stop = Stop::Draining { cancelled: false };
-                self.active.retain_mut(|active| !active.leave_to_the_service());
+                self.active.iter_mut().for_each(Active::begin_no_more);
+                self.active.retain(|active| !active.is_gone());
             }
             Stop::Draining { cancelled: false } => {
                 log::info!("cancelling {running} execution(s)");
@@ -206,7 +210,7 @@ impl Runner {
         for active in &mut self.active {
             active.tend();
         }
-        self.active.retain(|active| !active.is_lost());
+        self.active.retain(|active| !active.is_gone());
     }
 
     /// How many executions the service sees as running: those that run, and those whose end it is just being told.
@@ -259,7 +263,12 @@ impl Runner {
     }
 
     fn perform(&mut self, duty: Duty) {
-        self.nothing_to_lose.store(self.active.is_empty(), Ordering::SeqCst);
+        let nothing_to_lose = self.active.is_empty() || matches!(self.stop, Stop::Delivering { .. });
+        self.nothing_to_lose.store(nothing_to_lose, Ordering::SeqCst);
+        if self.signals.is_raised(sys::SIGTERM) || self.signals.is_raised(sys::SIGINT) {
+            // It came before the handlers could end the process: the next turn takes it.
+            return self.nothing_to_lose.store(false, Ordering::SeqCst);
+        }
         match duty {
             Duty::Heartbeat => self.send_heartbeat(),
             Duty::Sync => self.send_sync(),
@@ -276,7 +285,7 @@ impl Runner {
     fn heard<T>(&mut self, what: &str, result: &Result<T, Failure>) -> Instant {
         let now = Instant::now();
         match result {
-            Err(Failure::Denied(message)) => {
+            Err(Failure::Denied { message, .. }) => {
                 let wait = self.link.key_refused(message, now);
                 self.heartbeat.reschedule(now + wait);
             }
@@ -312,7 +321,7 @@ impl Runner {
                 }
                 self.link.suspension(heartbeat.suspended);
             }
-            Err(Failure::Denied(_)) => {}
+            Err(Failure::Denied { .. }) => {}
             Err(failure) => put_off(&mut self.heartbeat, "heartbeat", &failure, &mut self.link, now),
         }
     }
@@ -358,12 +367,11 @@ impl Runner {
                     continue;
                 }
             };
-            if self.active.iter().any(|active| active.spec.id.canonical() == offer.id.canonical()) {
+            if self.is_in_hand(&offer.id) {
                 continue;
             }
             if self.parts.audit.has(&offer.id) {
-                let id = offer.id.to_string();
-                self.tell_once(&id, |id| {
+                self.tell_once(offer.id.as_str(), |id| {
                     log::warning!("execution {id} was here before and is not run again")
                 });
                 continue;
@@ -374,6 +382,14 @@ impl Runner {
             }
             self.take_one(offer);
         }
+    }
+
+    /// Whether nothing is to be done about an offer now: it has been taken, or was given up a short while ago.
+    fn is_in_hand(&self, id: &ExecutionId) -> bool {
+        let id = id.canonical();
+        let interval = self.parts.config.heartbeat_interval;
+        self.given_up.get(&id).is_some_and(|since| since.elapsed() < interval)
+            || self.active.iter().any(|active| active.spec.id.canonical() == id)
     }
 
     fn take_one(&mut self, offer: Offer) {
@@ -394,7 +410,7 @@ impl Runner {
     }
 
     fn tell_once(&mut self, what: &str, tell: impl Fn(&str)) {
-        if self.told.len() >= TOLD_MAX {
+        if self.told.len() >= REMEMBERED_MAX {
             self.told.clear();
         }
         if self.told.insert(what.to_owned()) {
@@ -407,7 +423,11 @@ impl Runner {
         let (what, result) = (format!("start of execution {id}"), self.parts.client.start(id));
         let now = self.heard(&what, &result);
         if !self.active[i].started(result, &mut self.parts.audit, now) {
-            self.active.remove(i);
+            let given_up = self.active.remove(i);
+            if self.given_up.len() >= REMEMBERED_MAX {
+                self.given_up.clear();
+            }
+            self.given_up.insert(given_up.spec.id.canonical(), now);
         }
     }
 

@@ -36,6 +36,11 @@ impl Signals {
         self.flags.iter().any(|(caught, raised)| *caught == signal && raised.swap(false, Ordering::SeqCst))
     }
 
+    /// Whether `signal` has come; `take` will still say so.
+    pub fn is_raised(&self, signal: i32) -> bool {
+        self.flags.iter().any(|(caught, raised)| *caught == signal && raised.load(Ordering::SeqCst))
+    }
+
     /// Waits for any signal, at most for `limit`; signals since the last wait end it at once.
     pub fn wait(&self, limit: Duration) {
         // A zero timeout would mean none at all.

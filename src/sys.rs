@@ -56,8 +56,11 @@ fn close_on_exec_from(first: libc::c_int) {
     if result == 0 {
         return;
     }
-    // Kernels before 5.11 lack the flag. 4,096 is above the descriptors that any parent of ours is likely to leak.
-    for fd in first..4096 {
+    // Kernels before 5.11 lack the flag. Descriptors are below the limit, unless it was lowered after they were opened.
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` lives through the call.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    for fd in first..libc::c_int::try_from(limit.rlim_cur).unwrap_or(libc::c_int::MAX) {
         // SAFETY: setting a flag on a descriptor that may not be open; a failure changes nothing.
         unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
     }

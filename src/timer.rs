@@ -109,6 +109,11 @@ impl Recurring {
     }
 }
 
+/// Unix time in seconds, by the host's clock.
+pub fn unix_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
 /// The wait that a `Retry-After` header asks for: seconds, or an HTTP date.
 pub fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();

@@ -26,15 +26,10 @@ const ANSWER_MAX: u64 = 4 * 1024 * 1024;
 /// Why a request did not do what it should.
 #[derive(Debug)]
 pub enum Failure {
-    /// 401 or 403: the key is not accepted (now).
-    Denied(String),
-    /// Another 4xx: final for this request.
-    Refused {
-        status: u16,
-        message: String,
-        /// The request was sent twice, so the first one may have been processed.
-        repeated: bool,
-    },
+    /// 401 or 403: the key is not accepted (now). `repeated` as below.
+    Denied { message: String, repeated: bool },
+    /// Another 4xx: final for this request. `repeated`: it was sent twice, so the first may have been processed.
+    Refused { status: u16, message: String, repeated: bool },
     /// No usable answer: no connection, a time limit, 429, 5xx, a redirect, nonsense. It may work later.
     Unreachable { cause: String, retry_after: Option<Duration> },
 }
@@ -56,7 +51,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Denied(message) => write!(f, "access denied: {message}"),
+            Self::Denied { message, .. } => write!(f, "access denied: {message}"),
             Self::Refused { status, message, .. } => write!(f, "refused with status {status}: {message}"),
             Self::Unreachable { cause, .. } => f.write_str(cause),
         }
@@ -174,11 +169,7 @@ impl Client {
     /// See [`Failure`].
     pub fn complete(&self, id: &ExecutionId, outcome: Outcome) -> Result<(), Failure> {
         let body = serde_json::json!({"exit_code": outcome.exit_code, "status": outcome.status.as_str()});
-        match self.post(id, "complete", &body.to_string()) {
-            // The first of the two got through, and only its answer was lost.
-            Err(Failure::Refused { status: 409, repeated: true, .. }) => Ok(()),
-            other => other,
-        }
+        self.post(id, "complete", &body.to_string())
     }
 
     /// # Errors
@@ -246,7 +237,9 @@ fn classify(answer: Answer, repeated: bool) -> Result<Vec<u8>, Failure> {
             "the server redirects to {}, which is never followed: set SERVER_URL to where the service really is",
             answer.location.as_deref().map_or_else(|| "nowhere".to_owned(), quoted)
         ))),
-        401 | 403 => Err(Failure::Denied(format!("{} (status {status})", message(&answer)))),
+        401 | 403 => {
+            Err(Failure::Denied { message: format!("{} (status {status})", message(&answer)), repeated })
+        }
         408 | 425 | 429 | 500.. => Err(Failure::Unreachable {
             cause: format!("the server answers {status}: {}", message(&answer)),
             retry_after: answer.retry_after.and_then(|value| timer::retry_after(&value, SystemTime::now())),
@@ -295,7 +288,7 @@ mod tests {
     fn class(status: u16) -> &'static str {
         match classify(answer(status, "{}"), false) {
             Ok(_) => "done",
-            Err(Failure::Denied(_)) => "denied",
+            Err(Failure::Denied { .. }) => "denied",
             Err(Failure::Refused { .. }) => "refused",
             Err(Failure::Unreachable { .. }) => "unreachable",
         }

@@ -118,7 +118,8 @@ impl ExecutionDir {
         Self { path }
     }
 
-    /// The directories below `executions`. What a crash left of finished ones is removed on the way.
+    /// The directories below `executions` that are named by an id; nothing else there is ours to touch. What a crash
+    /// left of finished ones is removed on the way.
     ///
     /// # Errors
     /// `executions` cannot be read.
@@ -126,9 +127,11 @@ impl ExecutionDir {
         let mut found = Vec::new();
         for entry in fs::read_dir(executions)? {
             let path = entry?.path();
-            if path.to_string_lossy().ends_with(DONE_SUFFIX) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let is_id = |name: &str| ExecutionId::try_from(name.to_owned()).is_ok();
+            if name.strip_suffix(DONE_SUFFIX).is_some_and(is_id) {
                 let _ = fs::remove_dir_all(&path);
-            } else {
+            } else if is_id(&name) {
                 found.push(Self { path });
             }
         }
@@ -213,15 +216,23 @@ impl ExecutionDir {
         OpenOptions::new().create(true).append(true).mode(0o600).open(self.output_path())
     }
 
-    /// Makes the execution one that has failed, with nothing but `text` on stderr. Before anything was sent of it.
+    /// Makes `texts` of the runner's own the whole output so far. Only before anything was sent of it.
     ///
     /// # Errors
     /// The disk does not take it.
-    pub fn reject(&self, timestamp: f64, text: &str) -> io::Result<()> {
+    pub fn write_output(&self, unix: f64, texts: &[(Stream, &str)]) -> io::Result<()> {
         let mut lines = Vec::new();
-        segment::write_text(&mut lines, Stream::Stderr, timestamp, text);
-        fs::write(self.output_path(), lines)?;
-        self.write_exit(Outcome::FAILED, 0.0)
+        for (stream, text) in texts {
+            segment::write_text(&mut lines, *stream, unix, text);
+        }
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(self.output_path())?;
+        file.write_all(&lines)?;
+        file.sync_data()
     }
 
     /// Appends text of the runner's own. Only while no shim writes: half a segment that a dead one left is cut off.

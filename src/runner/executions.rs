@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crate::api::{CancelWish, Failure};
 use crate::audit::{Audit, Event};
@@ -16,7 +16,7 @@ use crate::execution::{Offer, Outcome};
 use crate::log;
 use crate::policy::{Policy, Rejection};
 use crate::shim;
-use crate::timer::{Backoff, Recurring};
+use crate::timer::{Backoff, Recurring, unix_now};
 
 use super::Parts;
 
@@ -52,8 +52,8 @@ pub(super) struct Active {
     ask: Recurring,
     /// For output and completion, one after the other.
     retry: Backoff,
-    /// The directory is gone or unreadable: nothing can be done for this execution any more.
-    lost: bool,
+    /// The directory is gone: nothing can be done for this execution any more.
+    gone: bool,
 }
 
 /// Lets policy decide on an offer.
@@ -139,7 +139,7 @@ impl Active {
             announce,
             ask: Recurring::new(ASK_INTERVAL, 0, now + ASK_INTERVAL),
             retry: Backoff::new(Backoff::DELIVERY),
-            lost: false,
+            gone: false,
         }
     }
 
@@ -153,7 +153,8 @@ impl Active {
                 active.spec.id,
                 log::printable(&active.spec.command)
             );
-            if let Err(error) = active.dir.reject(unix_now(), text) {
+            let written = active.dir.write_output(unix_now(), &[(Stream::Stderr, text)]);
+            if let Err(error) = written.and_then(|()| active.dir.write_exit(Outcome::FAILED, 0.0)) {
                 let _ = active.dir.remove();
                 return Err(error);
             }
@@ -166,8 +167,8 @@ impl Active {
         matches!(self.stage, Stage::Ended(_))
     }
 
-    pub(super) fn is_lost(&self) -> bool {
-        self.lost
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone
     }
 
     /// What can be done without the network: start the shim, pass on a wish, see that it has ended.
@@ -180,7 +181,7 @@ impl Active {
                     "execution {}: its directory is gone; nothing more can be reported of it",
                     self.spec.id
                 );
-                self.lost = true;
+                self.gone = true;
             }
         }
     }
@@ -230,18 +231,19 @@ impl Active {
 
     fn begin(&mut self) -> io::Result<()> {
         let launched = match self.dir.keeper()? {
-            Keeper::Nobody(lock) => shim::launch(&self.dir, lock).map(drop),
+            Keeper::Nobody(lock) => shim::launch(&self.dir, lock),
             _ => Ok(()),
         };
-        self.stage = Stage::Running { wish: CancelWish::None, asked: CancelWish::None };
+        self.stage = match launched {
+            Ok(()) => Stage::Running { wish: CancelWish::None, asked: CancelWish::None },
+            Err(error) => {
+                log::error!("execution {}: no process can be started: {error}", self.spec.id);
+                let text = format!("[djangocommand: no process can be started on this host: {error}]\n");
+                self.end_unwatched(&text)?;
+                Stage::Ended(Outcome::FAILED)
+            }
+        };
         self.ask.reschedule(Instant::now() + ASK_INTERVAL);
-        if let Err(error) = launched {
-            log::error!("execution {}: no process can be started: {error}", self.spec.id);
-            self.end_unwatched(&format!(
-                "[djangocommand: no process can be started on this host: {error}]\n"
-            ))?;
-            self.stage = Stage::Ended(Outcome::FAILED);
-        }
         Ok(())
     }
 
@@ -261,16 +263,14 @@ impl Active {
         }
     }
 
-    /// On the way out: nothing begins any more. What the service surely does not know to be ours is given back, which
-    /// is what is returned; what it may have started is ended here, as the next runner would do.
-    pub(super) fn leave_to_the_service(&mut self) -> bool {
+    /// On the way out: what the service surely does not know to be ours is given back, and what it may have started
+    /// without our knowing is ended here, as the next runner would do.
+    pub(super) fn begin_no_more(&mut self) {
         if !self.announced && !self.unclear {
-            return self.dir.remove().is_ok();
-        }
-        if matches!(self.stage, Stage::New) && !self.announced {
+            self.gone = self.dir.remove().is_ok();
+        } else if !self.announced && matches!(self.stage, Stage::New) {
             self.interrupt();
         }
-        false
     }
 
     /// Ends what has not begun.
@@ -319,7 +319,7 @@ impl Active {
                 self.forget();
                 return false;
             }
-            Err(Failure::Denied(_)) => {}
+            Err(Failure::Denied { repeated, .. }) => self.unclear |= repeated,
             Err(failure @ Failure::Unreachable { .. }) => {
                 self.unclear = true;
                 self.announce.failed(now, failure.retry_after());
@@ -350,9 +350,8 @@ impl Active {
             Task::Run(process) => {
                 audit.record(id, Event::Started { command, argv: &process.argv })?;
                 if process.metadata_only && !self.has_ended() {
-                    let now = unix_now();
-                    self.dir.append_text(Stream::Stdout, now, METADATA_ONLY_TEXT)?;
-                    self.dir.append_text(Stream::Stderr, now, METADATA_ONLY_TEXT)?;
+                    let texts = [(Stream::Stdout, METADATA_ONLY_TEXT), (Stream::Stderr, METADATA_ONLY_TEXT)];
+                    self.dir.write_output(unix_now(), &texts)?;
                 }
                 log::info!("execution {id}: {}", process.argv.join(" "));
             }
@@ -404,12 +403,10 @@ impl Active {
             }
             Err(failure @ Failure::Refused { .. }) => {
                 let number = self.delivery.sending().unwrap_or_default();
-                log::error!(
-                    "execution {id}: chunk {number} of its output is lost, the service does not take it: {failure}"
-                );
-                self.delivery.done_with_chunk();
+                log::error!("execution {id}: chunk {number} of its output is lost: {failure}");
+                self.delivery.chunk_refused(unix_now(), &failure.to_string());
             }
-            Err(Failure::Denied(_)) => {}
+            Err(Failure::Denied { .. }) => {}
             Err(failure @ Failure::Unreachable { .. }) => _ = self.retry.failed(now, failure.retry_after()),
         }
     }
@@ -438,7 +435,8 @@ impl Active {
         let Spec { id, command, .. } = &self.spec;
         let Outcome { exit_code, status } = outcome;
         match result {
-            Ok(()) => log::info!(
+            // 409: an earlier report got through, and its answer was lost.
+            Ok(()) | Err(Failure::Refused { status: 409, .. }) => log::info!(
                 "execution {id} ({}): {}, exit code {exit_code}",
                 log::printable(command),
                 status.as_str()
@@ -446,7 +444,7 @@ impl Active {
             Err(failure @ Failure::Refused { .. }) => {
                 log::warning!("execution {id}: the service does not want to know that it ended: {failure}");
             }
-            Err(Failure::Denied(_)) => return false,
+            Err(Failure::Denied { .. }) => return false,
             Err(failure @ Failure::Unreachable { .. }) => {
                 self.retry.failed(now, failure.retry_after());
                 return false;
@@ -464,8 +462,4 @@ impl Active {
             log::error!("cannot remove '{}': {error}", self.dir.path().display());
         }
     }
-}
-
-fn unix_now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::execution::segment::{self, Stream};
 use crate::execution::store::ExecutionDir;
+use crate::timer::unix_now;
 
 /// Read at once. Escaped in the worst way, a block becomes a segment of 192 KiB, which fits into a chunk.
 const BLOCK: usize = 32 * 1024;
@@ -199,11 +199,6 @@ impl Decoder {
 /// Whether more bytes could make `bytes`, which are no UTF-8, a character.
 fn is_beginning_of_a_character(bytes: &[u8]) -> bool {
     !bytes.is_empty() && std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
-}
-
-/// Unix time in seconds.
-pub fn unix_now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use crate::execution::store::{ExecutionDir, Keeper, Process, Task};
 use crate::execution::{Outcome, Status};
 use crate::signals::Signals;
 use crate::sys::{self, Bond, PidFd};
+use crate::timer::unix_now;
 
 /// The signal that asks the shim to end its command, with time to clean up.
 pub const CANCEL: i32 = sys::SIGTERM;
@@ -40,15 +41,16 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 const DISK_RETRY: Duration = Duration::from_secs(1);
 
 /// Starts a shim for the execution in `dir`, handing over the lock. The same binary, even if its file was replaced.
+/// Nothing of the child is kept: it is found by its lock, by this runner as by the next one.
 ///
 /// # Errors
 /// No process can be started now.
-pub fn launch(dir: &ExecutionDir, lock: File) -> io::Result<Child> {
+pub fn launch(dir: &ExecutionDir, lock: File) -> io::Result<()> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("djangocommand").arg(crate::cli::SHIM).arg(dir.path());
     command.stdin(Stdio::from(lock)).stdout(Stdio::null()).stderr(Stdio::null());
     sys::isolate(&mut command, Bond::Independent);
-    command.spawn()
+    command.spawn().map(drop)
 }
 
 /// Asks the shim of the execution in `dir` to end its command: `CANCEL` or `FORCE`.
@@ -114,7 +116,7 @@ fn look_after(dir: &ExecutionDir, signals: &Signals) -> io::Result<()> {
         Ok(child) => child,
         Err(error) => {
             let text = format!("Cannot run '{}' in '{}': {error}.\n", process.argv[0], process.directory);
-            let _ = dir.append_text(Stream::Stderr, capture::unix_now(), &text);
+            let _ = dir.append_text(Stream::Stderr, unix_now(), &text);
             write_exit(dir, signals, Outcome::FAILED, begun);
             return Ok(());
         }

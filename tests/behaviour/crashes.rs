@@ -166,17 +166,16 @@ fn what_is_not_of_this_version_is_left_alone_with_an_error_and_stops_nobody() {
     });
     fs::write(future.join("spec.json"), spec.to_string()).unwrap();
     let mut left = vec![future.clone()];
-    for (name, content) in
-        [("half", "{\"version\":1,\"id\":\"0b8"), ("other", "[]"), ("binary", "\u{0}\u{1}")]
-    {
-        let dir = executions.join(name);
+    for content in ["{\"version\":1,\"id\":\"0b8", "[]", "\u{0}\u{1}"] {
+        let dir = executions.join(fresh_uuid_v4());
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("spec.json"), content).unwrap();
         left.push(dir);
     }
     fs::write(executions.join("file"), "no directory").unwrap();
     std::os::unix::fs::symlink("nowhere", executions.join("link")).unwrap();
-    left.push(executions.join("file"));
+    // What is not named by an id is none of the runner's business.
+    fs::create_dir(executions.join("lost+found")).unwrap();
 
     let id = stage.server.enqueue(stage.job("1", "0"));
     let runner = stage.runner().start();
@@ -191,6 +190,7 @@ fn what_is_not_of_this_version_is_left_alone_with_an_error_and_stops_nobody() {
         assert_eq!(complaint.contains("a newer version wrote it (format 2)"), *path == future, "{complaint}");
     }
     assert_eq!(fs::read_to_string(future.join("spec.json")).unwrap(), spec.to_string());
+    assert!(executions.join("file").exists() && executions.join("lost+found").exists());
     assert_eq!(fs::read_dir(&future).unwrap().count(), 1, "nothing was put into it either");
 }
 

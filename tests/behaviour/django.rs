@@ -324,6 +324,8 @@ fn a_manage_py_of_ones_own_is_followed() {
         "os.environ['PROOF'] = 'yes'\ntry:\n    execute(sys.argv)\nexcept BaseException:\n    pass\n",
         "os.environ['PROOF'] = 'yes'\nfrom django.core.management import ManagementUtility\n\
          ManagementUtility(sys.argv).execute()\n",
+        // Goes elsewhere, where an import path relative to the working directory would miss the project.
+        "os.environ['PROOF'] = 'yes'\nos.chdir('/')\nexecute(sys.argv)\n",
         // Finds the settings by the directory that it adds.
         "sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), 'src'))\n\
          os.environ['DJANGO_SETTINGS_MODULE'] = 'elsewhere'\nexecute(sys.argv)\n",

@@ -250,7 +250,7 @@ fn a_refusal_that_lasts_is_said_at_its_beginning_and_at_its_end() {
 #[test]
 fn a_definite_refusal_ends_that_request_and_nothing_else() {
     let (server, project) = (Server::start(), fake_project());
-    let runner = start(&project, &server);
+    let runner = configured(&project, &server, &[]);
     let run_all = |endpoint, codes: &[u16], fault: fn(u16) -> Fault| -> Vec<String> {
         codes.iter().for_each(|code| server.next(endpoint, fault(*code)));
         // One write and so one chunk, which Python's `print` is not.
@@ -262,17 +262,18 @@ fn a_definite_refusal_ends_that_request_and_nothing_else() {
         }
         ids
     };
-    // A refused start gives the execution up; whoever still finds it on the list may try anew.
+    // A refused start gives the execution up; if it stays on the list, it is tried anew a heartbeat later.
     for id in run_all(Endpoint::Start, &[400, 404, 409, 410], Fault::status) {
         assert_eq!(server.completed(&id, SOON).exit_code, 0);
     }
     assert_eq!(server.state(|state| state.of(Endpoint::Start).count()), 8);
     // What is refused of the output is not sent again, but how the command ended is still reported.
-    for id in run_all(Endpoint::Output, &[400, 404, 409, 410, 413], Fault::status) {
+    for id in run_all(Endpoint::Output, &[404, 409, 410], Fault::status) {
         assert_eq!(server.completed(&id, SOON).exit_code, 0);
-        assert_eq!(server.state(|state| state.execution(&id).chunks.len()), 0);
+        let stdout = server.state(|state| state.execution(&id).stdout());
+        assert!(!stdout.contains("foo"), "{stdout}");
     }
-    assert_eq!(server.state(|state| state.of(Endpoint::Output).count()), 4 + 5);
+    assert_eq!(server.state(|state| state.of(Endpoint::Output).count()), 4 + 3);
     let refused = run_all(Endpoint::Complete, &[400, 404, 409, 410], Fault::ProcessedThenStatus);
     let after = server.enqueue(Job::new("echo"));
     assert_eq!(server.completed(&after, LATER).exit_code, 0);
@@ -287,32 +288,36 @@ fn a_definite_refusal_ends_that_request_and_nothing_else() {
     let log = runner.log();
     for (said, count) in [
         ("is given up: refused with status 4", 4),
-        ("chunk 1 of its output is lost, the service does not take it: refused with status 4", 2),
         ("the service wants no more of its output: refused with status 4", 2),
-        ("the service does not want to know that it ended: refused with status 4", 4),
+        ("the service does not want to know that it ended: refused with status 4", 3),
     ] {
         assert_eq!(log.matches(said).count(), count, "{said}: {log}");
     }
 }
 
 #[test]
-fn a_chunk_too_large_for_the_server_is_lost_alone() {
-    let (server, project) = (Server::start(), fake_project());
-    server.next(Endpoint::Output, Fault::status(413));
-    // "out" and "err", each a line in one write.
-    let id = server.enqueue(Job::new("raw").args("6f75740a 2:6572720a"));
-    let runner = start(&project, &server);
-    assert_eq!(server.completed(&id, LATER).exit_code, 0);
-    assert!(runner.stop(SOON).success());
-    let (stdout, stderr, numbers) = server.state(|state| {
-        let execution = state.execution(&id);
-        (execution.stdout(), execution.stderr(), execution.chunks.keys().copied().collect::<Vec<_>>())
-    });
-    // Number 1 was spent on what was refused: it must not come to mean anything else. (Either stream may be first.)
-    assert!([("out\n", ""), ("", "err\n")].contains(&(&*stdout, &*stderr)), "{stdout:?} {stderr:?}");
-    assert_eq!(numbers, [2]);
-    let violations = server.take_violations();
-    assert!(violations.len() == 1 && violations[0].contains("chunk 2 where 1 was due"), "{violations:?}");
+fn a_chunk_too_large_for_the_server_is_lost_alone_and_a_line_in_its_place_says_so() {
+    let project = fake_project();
+    for code in [400, 413] {
+        let server = Server::start();
+        server.next(Endpoint::Output, Fault::status(code));
+        // "out" and "err", each a line in one write.
+        let id = server.enqueue(Job::new("raw").args("6f75740a 2:6572720a"));
+        let runner = start(&project, &server);
+        assert_eq!(server.completed(&id, LATER).exit_code, 0);
+        assert!(runner.stop(SOON).success());
+        let (stdout, stderr, numbers) = server.state(|state| {
+            let execution = state.execution(&id);
+            (execution.stdout(), execution.stderr(), execution.chunks.keys().copied().collect::<Vec<_>>())
+        });
+        // Either stream may be the first.
+        let why = format!("refused with status {code}: 'told to answer {code}'");
+        let line = format!("[djangocommand: the service refused 4 bytes of output here: {why}]\n");
+        let expected = [("out\n", &*line), (&*line, "err\n")];
+        assert!(expected.contains(&(&*stdout, &*stderr)), "{stdout:?} {stderr:?}");
+        assert_eq!(numbers, [1, 2]);
+        assert!(runner.log().contains(&format!("chunk 1 of its output is lost: {why}")));
+    }
 }
 
 fn start(project: &Project, server: &Server) -> Running {
