@@ -343,7 +343,8 @@ fn wait_for_requests(server: &Server, endpoint: Endpoint, count: usize) {
 fn assert_gaps(times: &[Instant], seconds: &[u64]) {
     let gaps: Vec<f64> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
     assert_eq!(gaps.len(), seconds.len());
-    let holds = |(gap, due): (&f64, &u64)| (*due as f64 - 0.01..*due as f64 + 0.9).contains(gap);
+    // A wait is never shorter than it should be; how much longer is a matter of the machine's load.
+    let holds = |(gap, due): (&f64, &u64)| (*due as f64 - 0.01..*due as f64 + 3.0).contains(gap);
     assert!(gaps.iter().zip(seconds).all(holds), "{gaps:?} instead of {seconds:?}");
 }
 
