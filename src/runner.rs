@@ -35,8 +35,11 @@ use link::Link;
 const CONCURRENT_MAX: usize = 4;
 /// Executions whose end could not be reported yet. With more than that nothing new is taken.
 const UNREPORTED_MAX: usize = 100;
-/// `protocol.md`, Meaning.
+/// How often is asked for pending executions (`protocol.md`, Meaning).
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Somebody who has just run one command often runs another: for a while they wait half as long.
+const POLL_INTERVAL_ACTIVE: Duration = Duration::from_secs(1);
+const ACTIVE_FOR: Duration = Duration::from_secs(30);
 /// How often running executions are looked at for output and for their end.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a runner that was told to stop tries to deliver what has ended. The rest is left to the next runner.
@@ -66,6 +69,8 @@ pub struct Runner {
     sync: Recurring,
     needs_sync: bool,
     poll: Recurring,
+    /// When an execution was last taken or completed.
+    last_activity: Option<Instant>,
     /// The last poll left something on the list for want of room.
     more_pending: bool,
     told: HashSet<String>,
@@ -126,6 +131,7 @@ impl Runner {
             sync: Recurring::new(interval, retries, now),
             needs_sync: false,
             poll: Recurring::new(POLL_INTERVAL, retries, now),
+            last_activity: None,
             more_pending: false,
             told: HashSet::new(),
             given_up: HashMap::new(),
@@ -351,6 +357,9 @@ impl Runner {
                 self.link.accepted("poll");
                 self.nothing_to_lose.store(false, Ordering::SeqCst);
                 self.take(&entries);
+                if self.last_activity.is_some_and(|last| last.elapsed() < ACTIVE_FOR) {
+                    self.poll.hurry(now + POLL_INTERVAL_ACTIVE);
+                }
             }
             Err(failure) => put_off(&mut self.poll, "poll", &failure, &mut self.link, now),
         }
@@ -396,7 +405,10 @@ impl Runner {
         let (id, command) = (offer.id.clone(), offer.command.clone());
         let spec = executions::decide(offer, &self.parts.config.policy, &self.found, &self.parts);
         match Active::create(&self.executions, spec, &self.heartbeat_pace()) {
-            Ok(active) => self.active.push(active),
+            Ok(active) => {
+                self.last_activity = Some(Instant::now());
+                self.active.push(active);
+            }
             Err(error) => {
                 let what = format!("execution {id} ({command}) cannot be taken: {error}");
                 self.tell_once(&what, |what| log::error!("{what}; it stays pending at the service"));
@@ -455,6 +467,7 @@ impl Runner {
         let now = self.heard(&what, &result);
         if self.active[i].completed(result, outcome, &mut self.parts.audit, now) {
             self.active.remove(i);
+            self.last_activity = Some(now);
             if self.more_pending {
                 self.poll.hurry(now);
             }

@@ -245,7 +245,8 @@ impl Home {
 
     /// `start` by this user, who has set nothing but the key. No service is where it is told to look for one.
     fn start(&self) -> Command {
-        let mut command = Command::new(self.path("djangocommand"));
+        let mut command = Command::new("timeout");
+        command.args(["--signal=KILL", "30"]).arg(self.path("djangocommand"));
         command.args(["start", "--server-url", "http://127.0.0.1:1", "-C"]).arg(self.project.dir());
         command.env_clear().env("PATH", SYSTEM_PATH).env("DJANGOCOMMAND_API_KEY", KEY).stdin(Stdio::null());
         match self.user {

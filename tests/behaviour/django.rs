@@ -354,10 +354,10 @@ fn run(runner: Runner<'_>, server: &Server, job: Job) -> (Running, Value) {
 
 /// `djangocommand start` with nothing but a working directory; it must end by itself.
 fn start_in(directory: &Path) -> Output {
-    let mut command = Command::new(BINARY);
-    command.arg("start").current_dir(directory).env_clear();
-    let python = system_python();
-    command.env("PATH", python.parent().unwrap()).env("HOME", directory).output().unwrap()
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", "30", BINARY, "start"]).current_dir(directory).env_clear();
+    let path = format!("{}:/usr/bin:/bin", system_python().parent().unwrap().display());
+    command.env("PATH", path).env("HOME", directory).output().unwrap()
 }
 
 /// The lines of the final error: what comes after the log.
