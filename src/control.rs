@@ -50,6 +50,10 @@ pub fn start(options: Options) -> Result<(), Error> {
     config.warnings.iter().for_each(|line| log::warning!("{line}"));
     let client = Client::new(&config, &environment).map_err(Error::Configuration)?;
     let catalogue = probe.describe(&facts, &config.policy).map_err(|why| probe_failed(&project, &why))?;
+    catalogue
+        .broken
+        .iter()
+        .for_each(|why| log::warning!("listed without help, because it does not load: {why}"));
     let state = StateDir::open(state_path).map_err(state_error)?;
     let audit = Audit::open(state.path()).map_err(|e| {
         Error::Failed(format!("cannot read audit.jsonl in '{}': {e}", state.path().display()))

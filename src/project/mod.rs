@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::Environment;
+use crate::sys;
 
 /// Directories that people keep a virtualenv in.
 const VENV_NAMES: [&str; 4] = [".venv", "venv", "env", ".virtualenv"];
@@ -38,8 +39,13 @@ impl Project {
     ) -> Result<Self, String> {
         let start = fs::canonicalize(start)
             .map_err(|e| format!("cannot use the directory '{}': {e}", start.display()))?;
-        let with_manage_py =
-            start.ancestors().find(|dir| dir.join("manage.py").is_file()).map(Path::to_owned);
+        let with_manage_py = start
+            .ancestors()
+            .find(|dir| {
+                let manage_py = dir.join("manage.py");
+                manage_py.is_file() && (*dir == start || is_trusted(&manage_py, &start))
+            })
+            .map(Path::to_owned);
         let has_settings = settings_module.or(environment.get("DJANGO_SETTINGS_MODULE")).is_some();
         let has_manage_py = with_manage_py.is_some();
         let root = match with_manage_py {
@@ -86,8 +92,10 @@ fn find_python(root: &Path, environment: &Environment) -> Option<(PathBuf, Strin
         return Some((python, "$VIRTUAL_ENV".to_owned()));
     }
     for dir in near_directories(root) {
-        let venvs =
-            VENV_NAMES.iter().map(|name| dir.join(name)).filter(|venv| venv.join("pyvenv.cfg").is_file());
+        let venvs = VENV_NAMES.iter().map(|name| dir.join(name)).filter(|venv| {
+            let mark = venv.join("pyvenv.cfg");
+            mark.is_file() && (dir == root || is_trusted(&mark, root))
+        });
         if let Some((venv, python)) = venvs.filter_map(|venv| Some((venv.clone(), in_venv(venv)?))).next() {
             return Some((python, format!("the virtualenv '{}'", venv.display())));
         }
@@ -103,6 +111,18 @@ fn find_python(root: &Path, environment: &Environment) -> Option<(PathBuf, Strin
     ["python3", "python"]
         .iter()
         .find_map(|name| Some((on_path(Path::new(name), environment)?, format!("{name} on PATH"))))
+}
+
+/// Whether what was found above the directory `named` by the user may be run: in a directory that all can write to,
+/// such as the temporary one, it could have been put there by anybody.
+fn is_trusted(found: &Path, named: &Path) -> bool {
+    let owner = |path: &Path| fs::metadata(path).map(|meta| meta.uid()).ok();
+    owner(found).is_some_and(|uid| is_trusted_owner(uid, sys::effective_uid(), owner(named)))
+}
+
+/// Root may do anything anyway; who owns the directory that the user named is trusted by being named.
+fn is_trusted_owner(owner: u32, user: u32, named: Option<u32>) -> bool {
+    owner == 0 || owner == user || Some(owner) == named
 }
 
 /// The project's directory and those above it, up to its repository's root; outside a repository only one above:
@@ -133,4 +153,18 @@ fn text(path: &Path) -> Result<String, String> {
     path.to_str().map(str::to_owned).ok_or_else(|| {
         format!("the path '{}' is not UTF-8, which the runner cannot keep in its records", path.display())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_stranger_put_above_the_project_is_not_run() {
+        let (user, deploy, stranger) = (1000, 2000, 3000);
+        assert!(is_trusted_owner(user, user, Some(user)) && is_trusted_owner(0, user, Some(user)));
+        assert!(is_trusted_owner(deploy, 0, Some(deploy)), "root runs the project of its user");
+        assert!(!is_trusted_owner(stranger, user, Some(user)));
+        assert!(!is_trusted_owner(stranger, 0, Some(deploy)) && !is_trusted_owner(stranger, user, None));
+    }
 }

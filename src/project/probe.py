@@ -45,7 +45,12 @@ def plain(value):
     return str(value)
 
 
-def describe(name, app, bound_args):
+def ascii_only(text):
+    """Lone surrogates, which a file name may hold, are no text for the runner's log."""
+    return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def describe(name, app, bound_args, broken):
     from django.core.management import load_command_class
 
     described = {"name": name, "app_label": app if isinstance(app, str) else "", "help_text": ""}
@@ -57,7 +62,7 @@ def describe(name, app, bound_args):
         except BaseException:
             described["help_text"] = str(getattr(command, "help", "") or "")
     except BaseException as error:  # A command whose import exits must not end the probe either.
-        sys.stderr.write("cannot load the command '%s': %r\n" % (name, error))
+        broken.append("%s: %s" % (name, traceback.format_exception_only(type(error), error)[-1].strip()))
     if bound_args:
         described["bound_args"] = bound_args
     return described
@@ -89,11 +94,12 @@ def work(wanted_settings):
         os.environ["COLUMNS"] = "80"
         os.environ["PYTHON_COLORS"] = "0"
         wanted = json.loads(line.decode("utf-8"))
-        described = [describe(w["name"], commands[w["name"]], w.get("bound_args")) for w in wanted]
+        broken = []
+        described = [describe(w["name"], commands[w["name"]], w.get("bound_args"), broken) for w in wanted]
         by_name = sorted(described, key=lambda command: command["name"])
         canonical = json.dumps(by_name, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode("ascii")).hexdigest()
-        answer({"commands": described, "hash": "sha256:" + digest})
+        answer({"commands": described, "hash": "sha256:" + digest, "broken": [ascii_only(b) for b in broken]})
     # Threads that the project has started must not hold the exit.
     leave(0)
 

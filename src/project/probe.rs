@@ -50,6 +50,8 @@ pub struct Facts {
 pub struct Catalogue {
     pub commands: Box<RawValue>,
     pub hash: String,
+    /// Commands that are listed without help because they cannot be loaded, each with the reason.
+    pub broken: Vec<String>,
 }
 
 #[derive(Serialize)]

@@ -135,9 +135,10 @@ fn broken_commands_are_listed_without_help() {
         project.write(&format!("{commands_dir}/{name}.py"), source);
     }
     project.settings("DJANGOCOMMAND_USE_BLOCKLIST = True");
-    let _running = Runner::in_project(&project).server(&server).start();
+    let running = Runner::in_project(&project).server(&server).start();
     let (commands, hash) = told(&server);
     let by_name = by_name(&commands);
+    assert!(running.log().contains("listed without help, because it does not load: exits: SystemExit: 3"));
     for broken in ["broken", "exits", "classless", "interrupts", "wrong"] {
         assert_eq!(*by_name[broken], json!({"name": broken, "app_label": "polls", "help_text": ""}));
     }
