@@ -23,6 +23,8 @@ const SIZE_MAX: u64 = 4 * 1024 * 1024;
 pub enum Event<'a> {
     /// It is about to be started.
     Started { command: &'a str, argv: &'a [String] },
+    /// It is about to be reported as failed, because it was interrupted before it could be started.
+    Interrupted { command: &'a str },
     /// It is about to be reported as refused.
     Rejected { command: &'a str, reason: &'a str },
     /// The service has the whole of it.
@@ -44,7 +46,8 @@ struct Line<'a> {
 
 pub struct Audit {
     path: PathBuf,
-    seen: HashSet<String>,
+    /// The executions of the last file and of the one before it.
+    seen: [HashSet<String>; 2],
 }
 
 impl Audit {
@@ -54,16 +57,16 @@ impl Audit {
     /// A file is there but cannot be read, or half a line that a crash left cannot be ended.
     pub fn open(state: &Path) -> io::Result<Self> {
         let path = state.join("audit.jsonl");
-        let mut seen = HashSet::new();
+        let mut seen = [HashSet::new(), HashSet::new()];
         let mut torn = false;
-        for file in [path.with_extension("jsonl.1"), path.clone()] {
+        for (file, seen) in [path.clone(), path.with_extension("jsonl.1")].iter().zip(&mut seen) {
             let mut bytes = Vec::new();
-            match File::open(&file).and_then(|f| f.take(2 * SIZE_MAX).read_to_end(&mut bytes)) {
+            match File::open(file).and_then(|f| f.take(2 * SIZE_MAX).read_to_end(&mut bytes)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
                 Ok(_) => {}
             }
-            torn = bytes.last().is_some_and(|b| *b != b'\n');
+            torn |= *file == path && bytes.last().is_some_and(|b| *b != b'\n');
             let lines =
                 bytes.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
             seen.extend(lines.filter_map(|line| line["execution"].as_str().map(str::to_ascii_lowercase)));
@@ -77,7 +80,7 @@ impl Audit {
 
     /// Whether the execution was started or rejected here before.
     pub fn has(&self, id: &ExecutionId) -> bool {
-        self.seen.contains(&id.canonical())
+        self.seen.iter().any(|seen| seen.contains(&id.canonical()))
     }
 
     /// Writes one line, on disk before this returns.
@@ -87,11 +90,12 @@ impl Audit {
     pub fn record(&mut self, id: &ExecutionId, event: Event<'_>) -> io::Result<()> {
         if fs::metadata(&self.path).is_ok_and(|meta| meta.len() > SIZE_MAX) {
             fs::rename(&self.path, self.path.with_extension("jsonl.1"))?;
+            self.seen[1] = std::mem::take(&mut self.seen[0]);
         }
         let mut line = serde_json::to_vec(&Line { time: unix_now(), execution: id.as_str(), event })?;
         line.push(b'\n');
         self.append(&line)?;
-        self.seen.insert(id.canonical());
+        self.seen[0].insert(id.canonical());
         Ok(())
     }
 

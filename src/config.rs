@@ -188,14 +188,15 @@ impl Config {
     }
 }
 
-/// The renamed service's settings count only where there is none of the first service's.
+/// The renamed service's settings count only where there is none of the first service's. The Django settings decide
+/// before the environment: a variable must not make the project's own policy go unheard.
 fn service(settings: &BTreeMap<String, Value>, environment: &Environment) -> (&'static str, &'static str) {
-    let is_set = |prefix: &str| {
-        settings.keys().any(|name| name.starts_with(prefix))
-            || SETTINGS.iter().any(|name| environment.0.contains_key(&format!("{prefix}{name}")))
-    };
+    let in_settings = |prefix: &str| settings.keys().any(|name| name.starts_with(prefix));
+    let in_environment =
+        |prefix: &str| SETTINGS.iter().any(|n| environment.get(&format!("{prefix}{n}")).is_some());
     let [first, second] = SERVICES;
-    if !is_set(first.0) && is_set(second.0) { second } else { first }
+    let found = [first, second].into_iter().find(|service| in_settings(service.0));
+    found.or([first, second].into_iter().find(|service| in_environment(service.0))).unwrap_or(first)
 }
 
 /// A value as it was found, before anybody looked at its type.
@@ -217,13 +218,18 @@ impl Raw<'_> {
 
     fn shown(&self) -> String {
         match self {
-            Self::Text(text, _) => quoted(text),
+            Self::Text(text, _) => quoted(without_credentials(text)),
             Self::Setting(Value::Null) => "None".to_owned(),
-            Self::Setting(Value::String(text)) => quoted(text),
+            Self::Setting(Value::String(text)) => quoted(without_credentials(text)),
             Self::Setting(value) => quoted(&value.to_string()),
             Self::Default => "the default".to_owned(),
         }
     }
+}
+
+/// What is behind the user name and password of a URL; messages must not show those.
+fn without_credentials(text: &str) -> &str {
+    if text.contains("://") { text.rsplit('@').next().unwrap_or_default() } else { text }
 }
 
 struct Reader<'a> {
@@ -237,7 +243,7 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn raw(&self, name: &str) -> Raw<'a> {
         let name = format!("{}{name}", self.prefix);
-        if let Some(text) = self.environment.0.get(&name) {
+        if let Some(text) = self.environment.get(&name) {
             Raw::Text(text, "environment")
         } else if let Some(value) = self.settings.get(&name) {
             Raw::Setting(value)
@@ -350,7 +356,7 @@ impl<'a> Reader<'a> {
         let value = match &raw {
             Raw::Text(text, _) => match text.trim().to_ascii_lowercase().as_str() {
                 "true" | "1" | "yes" | "on" => Some(true),
-                "false" | "0" | "no" | "off" | "" => Some(false),
+                "false" | "0" | "no" | "off" => Some(false),
                 _ => None,
             },
             Raw::Setting(value) => value.as_bool(),
@@ -439,6 +445,17 @@ impl<'a> Reader<'a> {
     /// A stray variable may belong to somebody else, so it is only worth a warning.
     fn odd_variables(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        let others: Vec<&str> =
+            SERVICES.iter().map(|(prefix, _)| *prefix).filter(|p| *p != self.prefix).collect();
+        for name in self.settings.keys().chain(self.environment.0.keys()) {
+            let other = others.iter().find_map(|prefix| name.strip_prefix(prefix));
+            if other.is_some_and(|short| SETTINGS.contains(&short)) {
+                warnings.push(format!(
+                    "{name} is ignored, because the settings that count begin with {}",
+                    self.prefix
+                ));
+            }
+        }
         for name in self.environment.0.keys() {
             let Some(short) = name.strip_prefix(self.prefix) else { continue };
             if !SETTINGS.contains(&short) && !ENVIRONMENT_ONLY.contains(&short) {
@@ -654,10 +671,36 @@ mod tests {
         assert_eq!(config.server.as_str(), "https://app.managecommand.com");
         assert_eq!(config.policy.prefix, "MANAGECOMMAND_");
         assert!(matches!(config.policy.mode, Mode::Blocklist(_)));
-        let first = environment(&[("DJANGOCOMMAND_API_KEY", "dc_first")]);
-        let config = Config::resolve(&settings(renamed), &first, None).unwrap();
+        let variable = environment(&[("DJANGOCOMMAND_API_KEY", "dc_first")]);
+        let config = Config::resolve(&settings(renamed.clone()), &variable, None).unwrap();
+        assert_eq!(
+            config.policy.prefix, "MANAGECOMMAND_",
+            "a variable does not switch the project's policy off"
+        );
+        assert_eq!(
+            config.warnings,
+            ["DJANGOCOMMAND_API_KEY is ignored, because the settings that count begin with MANAGECOMMAND_"]
+        );
+        let mut both = settings(renamed);
+        both.insert("DJANGOCOMMAND_API_KEY".into(), json!("dc_first"));
+        let config = Config::resolve(&both, &Environment::default(), None).unwrap();
         assert_eq!(config.server.as_str(), "https://app.djangocommand.com");
         assert!(matches!(config.policy.mode, Mode::Allowlist(_)));
+        assert_eq!(config.warnings.len(), 2);
+    }
+
+    #[test]
+    fn an_empty_variable_counts_as_none_and_cannot_empty_the_blocklist() {
+        let empty =
+            environment(&[("DJANGOCOMMAND_DISALLOWED_COMMANDS", ""), ("DJANGOCOMMAND_USE_BLOCKLIST", "1")]);
+        let config = Config::resolve(&settings(json!({})), &empty, None).unwrap();
+        assert!(matches!(config.policy.mode, Mode::Blocklist(list) if list.contains("flush")));
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_not_shown() {
+        let problems = resolve(json!({"DJANGOCOMMAND_SERVER_URL": "https://user:hunter2@host"})).unwrap_err();
+        assert!(problems.contains("'host'") && !problems.contains("hunter2"), "{problems}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The subcommands: what each does, in the words of `--help`.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::api::Client;
 use crate::audit::Audit;
@@ -10,7 +12,9 @@ use crate::log;
 use crate::project::Project;
 use crate::project::probe::Probe;
 use crate::runner::{Parts, Runner};
+use crate::signals;
 use crate::state::{self, StateDir};
+use crate::sys;
 
 /// Why a subcommand ends without having done its work.
 #[derive(Debug)]
@@ -27,6 +31,10 @@ pub enum Error {
 /// What is wrong, before any network is used.
 pub fn start(options: Options) -> Result<(), Error> {
     log::set_level(options.level);
+    // Until a runner has something to lose, a signal ends it at once. Before all other handlers: they run in order.
+    let nothing_to_lose = Arc::new(AtomicBool::new(true));
+    signals::exit_while(&nothing_to_lose, &[sys::SIGTERM, sys::SIGINT])
+        .map_err(|e| Error::Failed(format!("cannot catch signals: {e}")))?;
     let environment = Environment::read();
     let start = options.project.as_deref().unwrap_or(Path::new("."));
     let python = options.python.as_deref();
@@ -35,7 +43,11 @@ pub fn start(options: Options) -> Result<(), Error> {
     let state_path = state::choose(options.state_dir, &environment, Path::new(&project.root))
         .map_err(Error::Configuration)?;
     log::info!("project '{}', Python '{}' ({})", project.root, project.python, project.python_from);
-    let (probe, facts) = Probe::start(&project).map_err(|why| probe_failed(&project, &why))?;
+    let (probe, mut facts) = Probe::start(&project).map_err(|why| probe_failed(&project, &why))?;
+    if facts.python.is_empty() {
+        // An embedded Python may not know its own name.
+        facts.python.clone_from(&project.python);
+    }
     log::info!("Python {}, Django {}", facts.python_version, facts.django_version);
     let config = Config::resolve(&facts.settings, &environment, options.server_url.as_deref()).map_err(
         |problems| {
@@ -60,7 +72,8 @@ pub fn start(options: Options) -> Result<(), Error> {
     })?;
     log::info!("state in '{}'; the service is reached {}", state.path().display(), client.route());
     let parts = Parts { config, project, facts, catalogue, client, state, audit };
-    let runner = Runner::new(parts).map_err(|e| Error::Failed(format!("cannot begin: {e}")))?;
+    let runner =
+        Runner::new(parts, nothing_to_lose).map_err(|e| Error::Failed(format!("cannot begin: {e}")))?;
     runner.run();
     Ok(())
 }
@@ -89,6 +102,7 @@ fn state_error(error: state::Error) -> Error {
                 path.display()
             ))
         }
-        state::Error::Unusable(why) => Error::Configuration(why),
+        state::Error::Untrusted(why) => Error::Configuration(why),
+        state::Error::Unusable(why) => Error::Failed(why),
     }
 }

@@ -92,7 +92,7 @@ impl Delivery {
     /// `output` cannot be read, or the cursor not be written; nothing is changed then.
     pub fn next(&mut self, dir: &ExecutionDir, now: Instant) -> io::Result<Option<&Chunk>> {
         while self.chunks.is_empty() {
-            let Some(output) = open(dir)? else { return Ok(None) };
+            let Some(output) = open(dir, self.position < self.cursor.end)? else { return Ok(None) };
             if self.position >= self.cursor.end && !self.begin_window(dir, &output, now)? {
                 return Ok(None);
             }
@@ -245,9 +245,10 @@ pub fn length(dir: &ExecutionDir) -> u64 {
     std::fs::metadata(dir.output_path()).map_or(0, |meta| meta.len())
 }
 
-fn open(dir: &ExecutionDir) -> io::Result<Option<File>> {
+/// `None` while nothing was ever written; if a window stands for some of it (`must_exist`), that is an error.
+fn open(dir: &ExecutionDir, must_exist: bool) -> io::Result<Option<File>> {
     match File::open(dir.output_path()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && dir.path().exists() => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => Ok(None),
         opened => opened.map(Some),
     }
 }

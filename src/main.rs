@@ -46,6 +46,9 @@ const USAGE: u8 = 2;
 const CONFIGURATION: u8 = 78;
 
 fn main() -> ExitCode {
+    if let Err(error) = sys::unblock_signals() {
+        return fail(&format!("cannot unblock signals: {error}"), 1);
+    }
     let arguments = std::env::args_os().skip(1);
     match cli::parse(arguments) {
         Err(usage) => fail(&usage, USAGE),

@@ -14,8 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-use signal_hook::flag;
+use serde_json::value::RawValue;
 
 use crate::api::{CancelWish, Client, Failure};
 use crate::audit::Audit;
@@ -42,6 +41,8 @@ const POLL_INTERVAL_ACTIVE: Duration = Duration::from_secs(1);
 const ACTIVE_FOR: Duration = Duration::from_secs(30);
 /// How often running executions are looked at for output and for their end.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Signals that come as close together are one wish: whoever forwards a Ctrl+C may send it twice.
+const SAME_SIGNAL: Duration = Duration::from_millis(200);
 /// How long a runner that was told to stop tries to deliver what has ended. The rest is left to the next runner.
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
 /// How many oddities of the pending list are remembered, so that each is said or tried once and not at every poll.
@@ -74,6 +75,8 @@ pub struct Runner {
     /// The last poll left something on the list for want of room.
     more_pending: bool,
     told: HashSet<String>,
+    /// When each of the duties that share what time is left was last done, so that none can keep the others out.
+    last_done: HashMap<Share, Instant>,
     /// Executions whose `start` the service refused. If it goes on offering them, they are tried again in a while.
     given_up: HashMap<String, Instant>,
     signals: Signals,
@@ -86,6 +89,7 @@ enum Stop {
     No,
     /// Take nothing new, let what runs end.
     Draining {
+        since: Instant,
         cancelled: bool,
     },
     /// Nothing runs any more; deliver until then.
@@ -94,7 +98,16 @@ enum Stop {
     },
 }
 
-/// What a turn can do for the service, most urgent first. The number is the place in `active`.
+/// The duties that are never late by more than a turn of each other, however slow the service is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Share {
+    AskCancel,
+    Poll,
+    Output,
+}
+
+/// What a turn can do for the service: first the most urgent, then in turn what shares the rest. The number is the
+/// place in `active`.
 #[derive(Clone, Copy)]
 enum Duty {
     Heartbeat,
@@ -106,17 +119,24 @@ enum Duty {
     Output(usize),
 }
 
+impl Duty {
+    fn share(self) -> Option<Share> {
+        match self {
+            Self::AskCancel(_) => Some(Share::AskCancel),
+            Self::Poll => Some(Share::Poll),
+            Self::Output(_) => Some(Share::Output),
+            _ => None,
+        }
+    }
+}
+
 impl Runner {
     /// Takes over what an earlier runner left.
     ///
     /// # Errors
     /// Signals cannot be caught, or the executions' directory cannot be read.
-    pub fn new(parts: Parts) -> io::Result<Self> {
-        let nothing_to_lose = Arc::new(AtomicBool::new(false));
-        for signal in [sys::SIGTERM, sys::SIGINT] {
-            // Before the flags, because handlers run in the order of their registration.
-            flag::register_conditional_shutdown(signal, 0, Arc::clone(&nothing_to_lose))?;
-        }
+    pub fn new(parts: Parts, nothing_to_lose: Arc<AtomicBool>) -> io::Result<Self> {
+        nothing_to_lose.store(false, Ordering::SeqCst);
         let signals = Signals::catch(&[sys::SIGTERM, sys::SIGINT, sys::SIGCHLD])?;
         let now = Instant::now();
         let (interval, retries) = (parts.config.heartbeat_interval, parts.config.max_retries);
@@ -134,6 +154,7 @@ impl Runner {
             last_activity: None,
             more_pending: false,
             told: HashSet::new(),
+            last_done: HashMap::new(),
             given_up: HashMap::new(),
             signals,
             nothing_to_lose,
@@ -174,7 +195,9 @@ impl Runner {
     fn take_signals(&mut self) {
         while sys::reap().is_some() {}
         self.signals.take(sys::SIGCHLD);
-        if !self.signals.take(sys::SIGTERM) && !self.signals.take(sys::SIGINT) {
+        // Both, because a terminal and a wrapper program may each send one for a single Ctrl+C.
+        let came = [sys::SIGTERM, sys::SIGINT].map(|signal| self.signals.take(signal));
+        if came == [false, false] {
             return;
         }
         let running =
@@ -187,16 +210,17 @@ impl Runner {
                         "stopping when {running} running execution(s) have ended; a second signal cancels them"
                     ),
                 }
-                self.stop = Stop::Draining { cancelled: false };
+                self.stop = Stop::Draining { since: Instant::now(), cancelled: false };
                 self.active.iter_mut().for_each(Active::begin_no_more);
                 self.active.retain(|active| !active.is_gone());
             }
-            Stop::Draining { cancelled: false } => {
+            Stop::Draining { since, .. } if since.elapsed() < SAME_SIGNAL => {}
+            Stop::Draining { since, cancelled: false } => {
                 log::info!("cancelling {running} execution(s)");
-                self.stop = Stop::Draining { cancelled: true };
+                self.stop = Stop::Draining { since, cancelled: true };
                 self.active.iter_mut().for_each(|active| active.want_end(CancelWish::Graceful));
             }
-            Stop::Draining { cancelled: true } => {}
+            Stop::Draining { cancelled: true, .. } => {}
             Stop::Delivering { .. } => self.stop = Stop::Delivering { until: Instant::now() },
         }
     }
@@ -213,8 +237,9 @@ impl Runner {
     }
 
     fn tend_executions(&mut self) {
+        let now = Instant::now();
         for active in &mut self.active {
-            active.tend();
+            active.tend(now);
         }
         self.active.retain(|active| !active.is_gone());
     }
@@ -244,16 +269,17 @@ impl Runner {
             };
             candidates.extend(of_all(Duty::Complete, &|active| active.complete_due(now)));
             candidates.extend(of_all(Duty::Start, &Active::start_due));
-            candidates.extend(of_all(Duty::AskCancel, &Active::ask_due));
-            if self.takes_more() {
-                candidates.push((self.poll.due(), Duty::Poll));
-            }
+            let mut ask = of_all(Duty::AskCancel, &Active::ask_due);
+            ask.sort_by_key(|(due, _)| *due);
+            let poll = if self.takes_more() { vec![(self.poll.due(), Duty::Poll)] } else { vec![] };
             let mut output = of_all(Duty::Output, &|active| active.output_due(now));
             output.sort_by_key(|(_, duty)| match duty {
                 Duty::Output(i) => self.active[*i].delivery.last_window(),
                 _ => None,
             });
-            candidates.extend(output);
+            let mut shares = [(Share::AskCancel, ask), (Share::Poll, poll), (Share::Output, output)];
+            shares.sort_by_key(|(share, _)| self.last_done.get(share).copied());
+            candidates.extend(shares.into_iter().flat_map(|(_, duties)| duties));
         }
         match candidates.iter().find(|(due, _)| *due <= now) {
             Some((_, duty)) => Ok(*duty),
@@ -274,6 +300,9 @@ impl Runner {
         if self.signals.is_raised(sys::SIGTERM) || self.signals.is_raised(sys::SIGINT) {
             // It came before the handlers could end the process: the next turn takes it.
             return self.nothing_to_lose.store(false, Ordering::SeqCst);
+        }
+        if let Some(share) = duty.share() {
+            self.last_done.insert(share, Instant::now());
         }
         match duty {
             Duty::Heartbeat => self.send_heartbeat(),
@@ -298,7 +327,7 @@ impl Runner {
             Err(Failure::Unreachable { cause, .. }) => self.link.unreachable(what, cause, now),
             Ok(_) | Err(Failure::Refused { .. }) => {
                 if self.link.reached(what, now) {
-                    self.active.iter_mut().for_each(|active| active.retry_now(now));
+                    self.active.iter_mut().for_each(|active| active.resume(now));
                 }
             }
         }
@@ -314,9 +343,7 @@ impl Runner {
                 self.heartbeat.succeeded(now);
                 self.link.accepted("heartbeat");
                 if self.link.key_accepted() {
-                    // What waited for the key need not wait longer.
-                    self.active.iter_mut().for_each(|active| active.retry_now(now));
-                    self.poll.reschedule(now);
+                    self.poll.resume(now);
                 }
                 if heartbeat.pending_executions > 0 {
                     self.poll.hurry(now);
@@ -366,7 +393,7 @@ impl Runner {
     }
 
     /// Takes from the pending list what there is room for.
-    fn take(&mut self, entries: &[Value]) {
+    fn take(&mut self, entries: &[Box<RawValue>]) {
         self.more_pending = false;
         for entry in entries {
             let offer = match Offer::parse(entry) {

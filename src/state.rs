@@ -23,6 +23,9 @@ pub struct StateDir {
 pub enum Error {
     /// Another runner has it; its PID, if it has written it already.
     Taken(PathBuf, Option<u32>),
+    /// It cannot be trusted as it is: somebody has to change it.
+    Untrusted(String),
+    /// The system would not let it be made or locked, now.
     Unusable(String),
 }
 
@@ -39,7 +42,7 @@ impl StateDir {
             ))
         };
         make_private(&path).map_err(|e| unusable("make", e))?;
-        check_private(&path).map_err(Error::Unusable)?;
+        check_private(&path).map_err(Error::Untrusted)?;
         let lock = take_lock(&path).map_err(|e| unusable("lock", e))?;
         let Ok(lock) = lock else {
             let pid = fs::read_to_string(path.join("runner.lock")).ok().and_then(|t| t.trim().parse().ok());
@@ -196,9 +199,9 @@ mod tests {
         let link = temp.path().join("link");
         symlink(&real, &link).unwrap();
         assert!(
-            matches!(StateDir::open(link), Err(Error::Unusable(why)) if why.contains("is a symbolic link"))
+            matches!(StateDir::open(link), Err(Error::Untrusted(why)) if why.contains("is a symbolic link"))
         );
         fs::set_permissions(&real, fs::Permissions::from_mode(0o770)).unwrap();
-        assert!(matches!(StateDir::open(real), Err(Error::Unusable(why)) if why.contains("chmod 700")));
+        assert!(matches!(StateDir::open(real), Err(Error::Untrusted(why)) if why.contains("chmod 700")));
     }
 }

@@ -13,7 +13,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
 use std::ptr;
 
-pub use libc::{SIGCHLD, SIGINT, SIGKILL, SIGQUIT, SIGTERM};
+pub use libc::{SIGCHLD, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIGUSR2};
 
 /// What becomes of a child process when the thread that started it ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,7 @@ pub fn isolate(command: &mut Command, bond: Bond) {
     let parent = std::process::id();
     let prepare = move || {
         default_signals();
+        unblock_signals()?;
         close_on_exec_from(3);
         // SAFETY: setsid takes no pointer; a freshly forked child leads no group, so it can only succeed.
         check(unsafe { libc::setsid() })?;
@@ -41,7 +42,27 @@ pub fn isolate(command: &mut Command, bond: Bond) {
     unsafe { command.pre_exec(prepare) };
 }
 
-fn default_signals() {
+/// Lets every signal through, whatever mask was inherited.
+///
+/// # Errors
+/// None that the kernel documents for these arguments.
+pub fn unblock_signals() -> io::Result<()> {
+    // SAFETY: a signal set is plain data, valid when all zero, which is the empty set.
+    let none: libc::sigset_t = unsafe { mem::zeroed() };
+    // SAFETY: the set lives through the call, and the old one is not asked for.
+    check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) }).map(drop)
+}
+
+/// Ignores `signals` from now on.
+pub fn ignore_signals(signals: &[i32]) {
+    for signal in signals {
+        // SAFETY: SIG_IGN installs no code of ours.
+        unsafe { libc::signal(*signal, libc::SIG_IGN) };
+    }
+}
+
+/// Gives every signal its default disposition.
+pub fn default_signals() {
     for signal in 1..=libc::SIGRTMAX() {
         // SAFETY: SIG_DFL installs no code of ours. The numbers that cannot be changed fail, which is what we want.
         unsafe { libc::signal(signal, libc::SIG_DFL) };

@@ -13,6 +13,8 @@ pub struct Backoff {
     steps: &'static [u64],
     failures: usize,
     not_before: Option<Instant>,
+    /// The wait is the server's wish.
+    asked: bool,
 }
 
 impl Backoff {
@@ -23,7 +25,7 @@ impl Backoff {
 
     /// A backoff with waits of `steps` seconds; the last one repeats.
     pub const fn new(steps: &'static [u64]) -> Self {
-        Self { steps, failures: 0, not_before: None }
+        Self { steps, failures: 0, not_before: None, asked: false }
     }
 
     /// Another failure: wait for `asked` (the server's `Retry-After`) or else the next step. Returns the wait.
@@ -33,7 +35,15 @@ impl Backoff {
         let wait =
             asked.map_or(Duration::from_secs(step), |asked| asked.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX));
         self.not_before = Some(now + wait);
+        self.asked = asked.is_some();
         wait
+    }
+
+    /// What failed may work again now: no more waiting, unless the server asked for it.
+    pub fn resume(&mut self) {
+        if !self.asked {
+            self.succeeded();
+        }
     }
 
     /// Failures in a row.
@@ -42,8 +52,7 @@ impl Backoff {
     }
 
     pub fn succeeded(&mut self) {
-        self.failures = 0;
-        self.not_before = None;
+        *self = Self::new(self.steps);
     }
 
     /// The earliest instant for the next attempt, at least `now`.
@@ -101,6 +110,12 @@ impl Recurring {
         if self.retry.failures() == 0 {
             self.due = self.due.min(self.not_before.map_or(when, |earliest| earliest.max(when)));
         }
+    }
+
+    /// What failed may work again now: no more waiting, unless the server asked for it.
+    pub fn resume(&mut self, now: Instant) {
+        self.retry.succeeded();
+        self.hurry(now);
     }
 
     /// Puts the next turn at `when`, whatever was planned.

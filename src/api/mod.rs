@@ -8,8 +8,8 @@ mod transport;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -22,6 +22,8 @@ use transport::{Answer, Transport};
 
 /// The longest answer that is read, in bytes.
 const ANSWER_MAX: u64 = 4 * 1024 * 1024;
+/// How much of the pending list is looked at. The rest comes with the next polls.
+const ENTRIES_MAX: usize = 200;
 
 /// Why a request did not do what it should.
 #[derive(Debug)]
@@ -73,6 +75,35 @@ pub enum CancelWish {
     None,
     Graceful,
     Force,
+}
+
+/// The first entries of a list, of which the rest is read and dropped: a list of two million must not become values.
+struct FirstEntries(Vec<Box<RawValue>>);
+
+impl<'de> Deserialize<'de> for FirstEntries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ListVisitor;
+        impl<'de> Visitor<'de> for ListVisitor {
+            type Value = FirstEntries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of executions")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<FirstEntries, A::Error> {
+                let mut entries = Vec::new();
+                while entries.len() < ENTRIES_MAX {
+                    match list.next_element()? {
+                        Some(entry) => entries.push(entry),
+                        None => return Ok(FirstEntries(entries)),
+                    }
+                }
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(FirstEntries(entries))
+            }
+        }
+        deserializer.deserialize_seq(ListVisitor)
+    }
 }
 
 /// The service, as one key sees it.
@@ -136,19 +167,17 @@ impl Client {
         Ok((body.synced_count.unwrap_or(0), body.commands_hash.filter(|hash| !hash.is_empty())))
     }
 
-    /// The entries of the pending list, each to be read by itself, so that a wrong one does not spoil the others.
+    /// The first entries of the pending list, each to be read by itself, so that a wrong one does not spoil the others.
     ///
     /// # Errors
     /// See [`Failure`].
-    pub fn pending(&self) -> Result<Vec<Value>, Failure> {
+    pub fn pending(&self) -> Result<Vec<Box<RawValue>>, Failure> {
         #[derive(Deserialize)]
         struct Body {
-            executions: Option<Vec<Box<RawValue>>>,
+            executions: Option<FirstEntries>,
         }
         let body: Body = self.read("/api/runner/pending/", None)?;
-        let entries = body.executions.unwrap_or_default();
-        // What is valid JSON but no value to us (nested too deep) is as good as null: an entry without an id.
-        Ok(entries.iter().map(|entry| serde_json::from_str(entry.get()).unwrap_or(Value::Null)).collect())
+        Ok(body.executions.map(|entries| entries.0).unwrap_or_default())
     }
 
     /// # Errors
@@ -195,7 +224,7 @@ impl Client {
         if answer.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
         }
-        parse::<serde::de::IgnoredAny>(&answer).map(drop)
+        parse::<IgnoredAny>(&answer).map(drop)
     }
 
     fn read<T: DeserializeOwned>(&self, path: &str, body: Option<&str>) -> Result<T, Failure> {

@@ -9,8 +9,8 @@ pub mod words;
 use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 /// Seconds that an execution may take when the service does not say (`protocol.md`, Endpoints).
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -18,6 +18,10 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
 const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The longest command name or refused value that is quoted back in a message, in characters.
 const QUOTE_MAX: usize = 80;
+/// The longest name of a command, in bytes: it is the name of a Python module, and so of a file.
+const COMMAND_MAX: usize = 255;
+/// The longest text of arguments, in bytes: about what exec takes, and little enough to be recorded.
+const ARGS_MAX: usize = 1024 * 1024;
 
 /// The id of an execution: a UUID, checked, because it becomes part of a URL and of a path.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,53 +85,91 @@ pub struct Request {
     pub metadata_only: bool,
 }
 
+/// An entry as it comes, each field still JSON: a hostile one must not be made into values before it is measured.
+#[derive(Deserialize)]
+struct Entry<'a> {
+    #[serde(borrow, default, deserialize_with = "present")]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    command: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    args: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    timeout: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    use_metadata_only_mode: Option<&'a RawValue>,
+}
+
+/// A field that is there, even if it is null: that is not the same as one that is missing.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
 impl Offer {
     /// Reads one entry of the pending list.
     ///
     /// # Errors
     /// Why the entry cannot even be rejected: it has no usable id.
-    pub fn parse(entry: &Value) -> Result<Self, String> {
-        let id = match entry.get("id") {
-            Some(Value::String(id)) => ExecutionId::try_from(id.clone())?,
-            Some(other) => return Err(format!("its id is {}, not a UUID", quoted(&other.to_string()))),
-            None => return Err("it has no id".to_owned()),
+    pub fn parse(entry: &RawValue) -> Result<Self, String> {
+        // A list would be read into the fields one after the other.
+        if !entry.get().starts_with('{') {
+            return Err(format!("{} is no execution", quoted(entry.get())));
+        }
+        let entry: Entry<'_> =
+            serde_json::from_str(entry.get()).map_err(|e| format!("it is no execution: {e}"))?;
+        let id = entry.id.ok_or("it has no id")?;
+        let id = serde_json::from_str::<String>(id.get())
+            .map_err(|_| format!("its id is {}, not a UUID", quoted(id.get())))
+            .and_then(ExecutionId::try_from)?;
+        let request = Request::parse(&entry);
+        let command = match &request {
+            Ok(request) => request.command.clone(),
+            Err(_) => entry.command.and_then(text).map(|command| shortened(&command)).unwrap_or_default(),
         };
-        let command = entry.get("command").and_then(Value::as_str).unwrap_or_default().to_owned();
-        Ok(Self { id, command, request: Request::parse(entry) })
+        Ok(Self { id, command, request })
     }
 }
 
+fn text(json: &RawValue) -> Option<String> {
+    serde_json::from_str(json.get()).ok()
+}
+
 impl Request {
-    fn parse(entry: &Value) -> Result<Self, String> {
-        let wrong = |field: &str, rule: &str| {
-            Err(format!("'{field}' is {}, but must be {rule}", quoted(&entry[field].to_string())))
+    fn parse(entry: &Entry<'_>) -> Result<Self, String> {
+        let wrong = |field: &str, value: Option<&RawValue>, rule: &str| {
+            let shown = value.map_or_else(|| "missing".to_owned(), |value| quoted(value.get()));
+            format!("'{field}' is {shown}, but must be {rule}")
         };
-        let command = match entry.get("command") {
-            Some(Value::String(command)) => command.clone(),
-            _ => return wrong("command", "the name of a command"),
+        let command = entry.command.and_then(text).filter(|command| command.len() <= COMMAND_MAX);
+        let rule = "the name of a command";
+        let command = command.ok_or_else(|| wrong("command", entry.command, rule))?;
+        let args = match entry.args {
+            None => String::new(),
+            Some(json) if json.get() == "null" => String::new(),
+            Some(json) => {
+                let args = text(json).filter(|args| args.len() <= ARGS_MAX);
+                args.ok_or_else(|| wrong("args", entry.args, "one text of at most 1 MiB"))?
+            }
         };
-        let args = match entry.get("args") {
-            None | Some(Value::Null) => "",
-            Some(Value::String(args)) => args,
-            Some(_) => return wrong("args", "one string"),
-        };
-        let timeout = match entry.get("timeout") {
+        let timeout = match entry.timeout {
             None => Some(DEFAULT_TIMEOUT),
-            Some(Value::Null) => None,
-            Some(value) => match value.as_f64() {
-                Some(seconds) if seconds > 0.0 => {
-                    Some(Duration::try_from_secs_f64(seconds).unwrap_or(TIMEOUT_MAX).min(TIMEOUT_MAX))
-                }
-                _ => return wrong("timeout", "a positive number of seconds, or null for no limit"),
-            },
+            Some(json) if json.get() == "null" => None,
+            Some(json) => {
+                let seconds = serde_json::from_str::<f64>(json.get()).ok().filter(|seconds| *seconds > 0.0);
+                let rule = "a positive number of seconds, or null for no limit";
+                let seconds = seconds.ok_or_else(|| wrong("timeout", entry.timeout, rule))?;
+                Some(Duration::try_from_secs_f64(seconds).unwrap_or(TIMEOUT_MAX).min(TIMEOUT_MAX))
+            }
         };
-        let metadata_only = match entry.get("use_metadata_only_mode") {
-            None | Some(Value::Null) => false,
-            Some(Value::Bool(flag)) => *flag,
-            Some(_) => return wrong("use_metadata_only_mode", "true or false"),
+        let metadata_only = match entry.use_metadata_only_mode.map(RawValue::get) {
+            None | Some("null" | "false") => false,
+            Some("true") => true,
+            Some(_) => {
+                return Err(wrong("use_metadata_only_mode", entry.use_metadata_only_mode, "true or false"));
+            }
         };
         let args =
-            words::split(args).map_err(|why| format!("the arguments cannot be split into words: {why}"))?;
+            words::split(&args).map_err(|why| format!("the arguments cannot be split into words: {why}"))?;
         Ok(Self { command, args, timeout, metadata_only })
     }
 }
@@ -174,23 +216,28 @@ impl Outcome {
 
 /// `text` in quotes, shortened, with control characters escaped: for messages about what the service sent.
 pub fn quoted(text: &str) -> String {
+    format!("'{}'", crate::log::printable(&shortened(text)))
+}
+
+fn shortened(text: &str) -> String {
     let mut short: String = text.chars().take(QUOTE_MAX).collect();
     if short.len() < text.len() {
         short.push('…');
     }
-    format!("'{}'", crate::log::printable(&short))
+    short
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::value::to_raw_value;
+    use serde_json::{Value, json};
 
     const ID: &str = "0b8f3a52-3d0e-4b1c-9a77-1f2e3d4c5b6a";
 
     fn request(mut entry: Value) -> Result<Request, String> {
         entry["id"] = ID.into();
-        Offer::parse(&entry).expect("a good id").request
+        Offer::parse(&to_raw_value(&entry).unwrap()).expect("a good id").request
     }
 
     #[test]
@@ -213,13 +260,15 @@ mod tests {
     #[test]
     fn a_wrong_field_is_named_with_its_value_and_rule() {
         for (entry, said) in [
-            (json!({}), "'command' is 'null', but must be the name of a command"),
+            (json!({}), "'command' is missing, but must be the name of a command"),
             (json!({"command": 7}), "'command' is '7'"),
-            (json!({"command": "check", "args": ["a"]}), "'args' is '[\"a\"]', but must be one string"),
+            (json!({"command": "check", "args": ["a"]}), "'args' is '[\"a\"]', but must be one text"),
             (json!({"command": "check", "timeout": 0}), "'timeout' is '0', but must be a positive number"),
             (json!({"command": "check", "timeout": -1}), "'timeout' is '-1'"),
             (json!({"command": "check", "timeout": "30"}), "'timeout' is '\"30\"'"),
             (json!({"command": "check", "use_metadata_only_mode": 1}), "must be true or false"),
+            (json!({"command": "x".repeat(256)}), "'command' is '\"xxx"),
+            (json!({"command": "check", "args": "x ".repeat(600_000)}), "'args' is '\"x x x"),
             (json!({"command": "check", "args": "'x"}), "the arguments cannot be split into words: "),
         ] {
             let error = request(entry).unwrap_err();
@@ -230,7 +279,7 @@ mod tests {
     #[test]
     fn an_entry_without_a_uuid_cannot_be_answered_at_all() {
         for entry in [json!(null), json!([]), json!({}), json!({"id": 5}), json!({"id": "../../admin"})] {
-            assert!(Offer::parse(&entry).is_err(), "{entry}");
+            assert!(Offer::parse(&to_raw_value(&entry).unwrap()).is_err(), "{entry}");
         }
         for id in ["", &ID[1..], &format!("{ID}\n"), &ID.replace('-', "/"), &ID.replace('0', "g")] {
             assert!(ExecutionId::try_from(id.to_owned()).is_err(), "{id}");

@@ -248,7 +248,12 @@ impl ExecutionDir {
             .mode(0o600)
             .open(self.output_path())?;
         let mut lines = Vec::new();
-        if leaves_a_line_open(&cut_torn_tail(&mut file)?, stream) {
+        let tail = cut_torn_tail(&mut file)?;
+        // A crash or a full disk between this and `exit.json` must not make it stand there twice.
+        if ends_with_text(&tail, stream, text) {
+            return Ok(());
+        }
+        if leaves_a_line_open(&tail, stream) {
             segment::write(&mut lines, stream, None, "\n");
         }
         segment::write_text(&mut lines, stream, timestamp, text);
@@ -264,7 +269,8 @@ impl ExecutionDir {
         let mut done = self.path.clone().into_os_string();
         done.push(DONE_SUFFIX);
         fs::rename(&self.path, &done)?;
-        fs::remove_dir_all(done)
+        let _ = fs::remove_dir_all(done);
+        Ok(())
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<T> {
@@ -292,6 +298,13 @@ fn optional<T>(read: io::Result<T>) -> io::Result<Option<T>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.map(Some),
     }
+}
+
+/// Whether the last segment in `tail` is `text`, a line.
+fn ends_with_text(tail: &[u8], stream: Stream, text: &str) -> bool {
+    let last = tail.split_inclusive(|b| *b == b'\n').next_back().and_then(Segment::parse);
+    let same = |json: &str| serde_json::from_str::<String>(json).is_ok_and(|content| content == text);
+    last.is_some_and(|last| last.stream == stream && same(last.content.get()))
 }
 
 /// Whether the last of `stream`'s segments in `tail` does not end its line.
@@ -363,6 +376,8 @@ mod tests {
             let output = fs::read(dir.output_path()).unwrap();
             let lines: Vec<_> = output.split_inclusive(|b| *b == b'\n').collect();
             assert_eq!(lines.len(), 3);
+            dir.append_text(Stream::Stderr, 2.0, "b\n").unwrap();
+            assert_eq!(fs::read(dir.output_path()).unwrap(), output, "the same line is not written twice");
             assert_eq!(lines[0], whole);
             assert!(lines.iter().all(|l| Segment::parse(l).is_some()));
         }

@@ -52,6 +52,8 @@ pub(super) struct Active {
     ask: Recurring,
     /// For output and completion, one after the other.
     retry: Backoff,
+    /// For what can be done without the network.
+    tend_retry: Backoff,
     /// The directory is gone: nothing can be done for this execution any more.
     gone: bool,
 }
@@ -139,6 +141,7 @@ impl Active {
             announce,
             ask: Recurring::new(ASK_INTERVAL, 0, now + ASK_INTERVAL),
             retry: Backoff::new(Backoff::DELIVERY),
+            tend_retry: Backoff::new(Backoff::DELIVERY),
             gone: false,
         }
     }
@@ -148,11 +151,7 @@ impl Active {
         let dir = ExecutionDir::create(executions, &spec)?;
         let mut active = Self::new(dir, spec, announce.clone());
         if let Task::Reject { reason, text } = &active.spec.task {
-            log::warning!(
-                "execution {}: '{}' is refused: {reason}",
-                active.spec.id,
-                log::printable(&active.spec.command)
-            );
+            log::warning!("execution {}: '{}' is refused: {reason}", active.spec.id, active.spec.command);
             let written = active.dir.write_output(unix_now(), &[(Stream::Stderr, text)]);
             if let Err(error) = written.and_then(|()| active.dir.write_exit(Outcome::FAILED, 0.0)) {
                 let _ = active.dir.remove();
@@ -172,16 +171,20 @@ impl Active {
     }
 
     /// What can be done without the network: start the shim, pass on a wish, see that it has ended.
-    pub(super) fn tend(&mut self) {
-        if let Err(error) = self.try_tend() {
-            if self.dir.path().exists() {
-                log::debug!("execution {}: {error}; trying again", self.spec.id);
-            } else {
-                log::error!(
-                    "execution {}: its directory is gone; nothing more can be reported of it",
-                    self.spec.id
-                );
-                self.gone = true;
+    pub(super) fn tend(&mut self, now: Instant) {
+        let id = &self.spec.id;
+        if !self.dir.path().exists() {
+            log::error!("execution {id}: its directory is gone; nothing more can be reported of it");
+            self.gone = true;
+        } else if self.tend_retry.due(now) <= now {
+            match self.try_tend() {
+                Ok(()) => self.tend_retry.succeeded(),
+                Err(error) => {
+                    if self.tend_retry.failures() == 0 {
+                        log::error!("execution {}: {error}; trying again", self.spec.id);
+                    }
+                    self.tend_retry.failed(now, None);
+                }
             }
         }
     }
@@ -190,14 +193,15 @@ impl Active {
         match self.stage {
             Stage::New if self.may_begin() => self.begin(),
             Stage::Running { wish, asked } => {
-                let signal = if wish == CancelWish::Force { shim::FORCE } else { shim::CANCEL };
-                if wish > asked && shim::ask(&self.dir, signal)? {
-                    self.stage = Stage::Running { wish, asked: wish };
-                }
                 if let Some(exit) = self.dir.exit()? {
                     self.stage = Stage::Ended(exit.outcome);
                 } else if !matches!(self.dir.keeper()?, Keeper::Alive(_)) {
                     self.end_unwatched_or_late()?;
+                } else if wish > asked {
+                    let signal = if wish == CancelWish::Force { shim::FORCE } else { shim::CANCEL };
+                    if shim::ask(&self.dir, signal)? {
+                        self.stage = Stage::Running { wish, asked: wish };
+                    }
                 }
                 Ok(())
             }
@@ -210,8 +214,8 @@ impl Active {
         let outcome = match self.dir.exit()? {
             Some(exit) => exit.outcome,
             None => {
-                log::error!("execution {}: its shim was killed", self.spec.id);
                 self.end_unwatched(SHIM_DIED_TEXT)?;
+                log::error!("execution {}: its shim was killed", self.spec.id);
                 Outcome::FAILED
             }
         };
@@ -237,9 +241,9 @@ impl Active {
         self.stage = match launched {
             Ok(()) => Stage::Running { wish: CancelWish::None, asked: CancelWish::None },
             Err(error) => {
-                log::error!("execution {}: no process can be started: {error}", self.spec.id);
                 let text = format!("[djangocommand: no process can be started on this host: {error}]\n");
                 self.end_unwatched(&text)?;
+                log::error!("execution {}: no process can be started: {error}", self.spec.id);
                 Stage::Ended(Outcome::FAILED)
             }
         };
@@ -263,12 +267,12 @@ impl Active {
         }
     }
 
-    /// On the way out: what the service surely does not know to be ours is given back, and what it may have started
-    /// without our knowing is ended here, as the next runner would do.
+    /// On the way out: what the service surely does not know to be ours is given back, and what it may have started is
+    /// ended before it begins, as the next runner would do.
     pub(super) fn begin_no_more(&mut self) {
         if !self.announced && !self.unclear {
             self.gone = self.dir.remove().is_ok();
-        } else if !self.announced && matches!(self.stage, Stage::New) {
+        } else if matches!(self.stage, Stage::New) && !self.may_begin() {
             self.interrupt();
         }
     }
@@ -281,10 +285,10 @@ impl Active {
         }
     }
 
-    /// An outage has ended, or the key is good again: no waiting for old failures.
-    pub(super) fn retry_now(&mut self, now: Instant) {
-        self.retry.succeeded();
-        self.announce.reschedule(now);
+    /// An outage has ended: no waiting for old failures.
+    pub(super) fn resume(&mut self, now: Instant) {
+        self.retry.resume();
+        self.announce.resume(now);
     }
 
     pub(super) fn start_due(&self) -> Option<Instant> {
@@ -319,7 +323,11 @@ impl Active {
                 self.forget();
                 return false;
             }
-            Err(Failure::Denied { repeated, .. }) => self.unclear |= repeated,
+            // When the key is good again, the others come first: this one may be denied for a reason of its own.
+            Err(Failure::Denied { repeated, .. }) => {
+                self.unclear |= repeated;
+                self.announce.failed(now, None);
+            }
             Err(failure @ Failure::Unreachable { .. }) => {
                 self.unclear = true;
                 self.announce.failed(now, failure.retry_after());
@@ -347,13 +355,14 @@ impl Active {
         let Spec { id, command, task, .. } = &self.spec;
         match task {
             Task::Reject { reason, .. } => audit.record(id, Event::Rejected { command, reason })?,
+            Task::Run(_) if self.has_ended() => audit.record(id, Event::Interrupted { command })?,
             Task::Run(process) => {
                 audit.record(id, Event::Started { command, argv: &process.argv })?;
-                if process.metadata_only && !self.has_ended() {
+                if process.metadata_only {
                     let texts = [(Stream::Stdout, METADATA_ONLY_TEXT), (Stream::Stderr, METADATA_ONLY_TEXT)];
                     self.dir.write_output(unix_now(), &texts)?;
                 }
-                log::info!("execution {id}: {}", process.argv.join(" "));
+                log::info!("execution {id}: {}", shown(&process.argv));
             }
         }
         self.dir.write_cursor(Delivery::beginning())
@@ -405,8 +414,9 @@ impl Active {
                 let number = self.delivery.sending().unwrap_or_default();
                 log::error!("execution {id}: chunk {number} of its output is lost: {failure}");
                 self.delivery.chunk_refused(unix_now(), &failure.to_string());
+                self.retry.failed(now, None);
             }
-            Err(Failure::Denied { .. }) => {}
+            Err(Failure::Denied { .. }) => _ = self.retry.failed(now, None),
             Err(failure @ Failure::Unreachable { .. }) => _ = self.retry.failed(now, failure.retry_after()),
         }
     }
@@ -436,15 +446,16 @@ impl Active {
         let Outcome { exit_code, status } = outcome;
         match result {
             // 409: an earlier report got through, and its answer was lost.
-            Ok(()) | Err(Failure::Refused { status: 409, .. }) => log::info!(
-                "execution {id} ({}): {}, exit code {exit_code}",
-                log::printable(command),
-                status.as_str()
-            ),
+            Ok(()) | Err(Failure::Refused { status: 409, .. }) => {
+                log::info!("execution {id} ({}): {}, exit code {exit_code}", command, status.as_str())
+            }
             Err(failure @ Failure::Refused { .. }) => {
                 log::warning!("execution {id}: the service does not want to know that it ended: {failure}");
             }
-            Err(Failure::Denied { .. }) => return false,
+            Err(Failure::Denied { .. }) => {
+                self.retry.failed(now, None);
+                return false;
+            }
             Err(failure @ Failure::Unreachable { .. }) => {
                 self.retry.failed(now, failure.retry_after());
                 return false;
@@ -461,5 +472,15 @@ impl Active {
         if let Err(error) = self.dir.remove() {
             log::error!("cannot remove '{}': {error}", self.dir.path().display());
         }
+    }
+}
+
+/// A command line for the log, which need not hold a megabyte of arguments.
+fn shown(argv: &[String]) -> String {
+    const SHOWN_MAX: usize = 500;
+    let line = argv.join(" ");
+    match line.char_indices().nth(SHOWN_MAX) {
+        Some((end, _)) => format!("{}… ({} bytes)", &line[..end], line.len()),
+        None => line,
     }
 }

@@ -1,7 +1,8 @@
 //! Role 2: looks after one command, from its start to its end, whatever becomes of the runner.
 //!
 //! It holds the command's pipes, its deadline and its fate; it knows no URL and no key. The runner asks it to end the
-//! command by signals: SIGTERM for a cancel with grace, SIGQUIT for one without. While the shim lives it holds the
+//! command by signals that nobody else sends: SIGUSR1 for a cancel with grace, SIGUSR2 for one without. SIGTERM, which a
+//! supervisor sends to everything in sight, must not pass for the service's wish. While the shim lives it holds the
 //! lock that it was started with on standard input, so that its death can never go unnoticed.
 
 mod capture;
@@ -27,9 +28,9 @@ use crate::sys::{self, Bond, PidFd};
 use crate::timer::unix_now;
 
 /// The signal that asks the shim to end its command, with time to clean up.
-pub const CANCEL: i32 = sys::SIGTERM;
+pub const CANCEL: i32 = sys::SIGUSR1;
 /// The signal that asks the shim to kill its command at once.
-pub const FORCE: i32 = sys::SIGQUIT;
+pub const FORCE: i32 = sys::SIGUSR2;
 
 /// From SIGTERM to SIGKILL (`protocol.md`, Meaning).
 const GRACE: Duration = Duration::from_secs(5);
@@ -61,15 +62,21 @@ pub fn launch(dir: &ExecutionDir, lock: File) -> io::Result<()> {
 /// The lock file cannot be read, or the kernel has no pidfds.
 pub fn ask(dir: &ExecutionDir, signal: i32) -> io::Result<bool> {
     let Keeper::Alive(Some(pid)) = dir.keeper()? else { return Ok(false) };
-    let shim = PidFd::open(pid)?;
+    let shim = PidFd::open(pid);
     // The PID was read from a file. That its lock is held still, now that the process is pinned, proves whose it is.
-    match dir.keeper()? {
-        Keeper::Alive(Some(still)) if still == pid => shim.signal(signal).map(|()| true),
+    let is_proven = matches!(dir.keeper()?, Keeper::Alive(Some(still)) if still == pid);
+    match shim {
+        Ok(shim) if is_proven => shim.signal(signal).map(|()| true),
+        // The kernel has no pidfds, or a sandbox forbids them: what is left is the proof of an instant ago.
+        Err(error) if is_proven && !sys::is_no_such_process(&error) => {
+            sys::kill_child(pid, signal);
+            Ok(true)
+        }
         _ => Ok(false),
     }
 }
 
-/// The whole life of a shim. What goes wrong is said in the execution's own output; nobody reads a shim's exit code.
+/// The whole life of a shim. What goes wrong once it has the lock is said in the execution's own output.
 pub fn run(directory: &Path) -> ExitCode {
     let dir = ExecutionDir::open(directory.to_owned());
     match hold_lock_and_look_after(&dir) {
@@ -84,8 +91,15 @@ pub fn run(directory: &Path) -> ExitCode {
 fn hold_lock_and_look_after(dir: &ExecutionDir) -> io::Result<()> {
     // First of all: once the PID is in the lock, a signal may come, and uncaught it would end us.
     let signals = Signals::catch(&[sys::SIGCHLD, CANCEL, FORCE])?;
+    sys::ignore_signals(&[sys::SIGTERM, sys::SIGINT]);
     let _lock = take_over_lock(dir)?;
-    look_after(dir, &signals)
+    let begun = Instant::now();
+    if let Err(error) = look_after(dir, &signals) {
+        let text = format!("[djangocommand: the command cannot be looked after: {error}]\n");
+        let _ = dir.append_text(Stream::Stderr, unix_now(), &text);
+        write_exit(dir, &signals, Outcome::FAILED, begun);
+    }
+    Ok(())
 }
 
 /// Takes the lock from standard input and writes the PID into it: from here on the execution has begun.
@@ -102,6 +116,9 @@ fn take_over_lock(dir: &ExecutionDir) -> io::Result<File> {
         return Err(io::Error::other("this execution has begun before"));
     }
     writeln!(lock, "{}", std::process::id())?;
+    // After a loss of power an empty lock would mean that the command never ran.
+    lock.sync_all()?;
+    File::open(dir.path())?.sync_all()?;
     Ok(lock)
 }
 
@@ -131,6 +148,7 @@ fn look_after(dir: &ExecutionDir, signals: &Signals) -> io::Result<()> {
     // A background process may go on writing: without a reader it would be killed by SIGPIPE. What it orphans while it
     // lives becomes our child and must not stay a zombie.
     if open_pipes > 0 {
+        sys::default_signals();
         sys::leave_no_zombies();
         while readers.recv().is_ok() {}
     }

@@ -227,20 +227,21 @@ fn a_process_that_cannot_be_started_is_a_failure_that_says_why() {
     project.write("venv/pyvenv.cfg", &format!("home = {}\n", system_python().parent().unwrap().display()));
     symlink(system_python(), bin.join("python")).unwrap();
     // More than the kernel takes in all, though no argument is too long by itself.
-    let too_many = server.enqueue(Job::new("echo").args(&format!("{} ", "x".repeat(100_000)).repeat(30)));
+    let too_many = server.enqueue(Job::new("echo").args(&"x ".repeat(500_000)));
     let runs = server.enqueue(Job::new("cwd"));
     let _runner = Runner::in_project(&project).server(&server).start();
     assert_eq!(server.completed(&runs, WITHIN).status, "success");
     assert_eq!(json_printed(&server, &runs)["executable"], json!(bin.join("python")));
-    fs::remove_file(bin.join("python")).unwrap();
-    let gone = server.enqueue(Job::new("cwd"));
-    for (id, why) in [(&too_many, "Argument list too long"), (&gone, "No such file or directory")] {
+    let fails_with = |id: &str, why: &str| {
         let end = server.completed(id, WITHIN);
         assert_eq!((end.exit_code, end.status.as_str()), (-1, "failed"));
         let (stdout, stderr) = output(&server, id);
         assert_eq!((stdout.as_str(), stderr.lines().count()), ("", 1), "{stderr}");
         assert!(stderr.contains(why) && stderr.contains("venv/bin/python"), "{stderr}");
-    }
+    };
+    fails_with(&too_many, "Argument list too long");
+    fs::remove_file(bin.join("python")).unwrap();
+    fails_with(&server.enqueue(Job::new("cwd")), "No such file or directory");
 }
 
 #[test]

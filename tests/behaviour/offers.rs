@@ -62,10 +62,10 @@ fn an_entry_without_a_uuid_is_skipped_with_one_warning_and_those_beside_it_run()
 fn an_entry_with_a_good_id_and_a_wrong_field_is_rejected_with_the_reason_and_those_beside_it_run() {
     let (server, project) = (Server::start(), fake_project());
     let wrong = [
-        (json!({}), "'command' is 'null', but must be the name of a command"),
+        (json!({}), "'command' is missing, but must be the name of a command"),
         (json!({"command": 7}), "'command' is '7'"),
         (json!({"command": ["echo"]}), "'command' is '[\"echo\"]'"),
-        (json!({"command": "echo", "args": ["a"]}), "'args' is '[\"a\"]', but must be one string"),
+        (json!({"command": "echo", "args": ["a"]}), "'args' is '[\"a\"]', but must be one text"),
         (json!({"command": "echo", "args": {"a": 1}}), "'args' is '{\"a\":1}'"),
         (json!({"command": "echo", "args": "'open"}), "cannot be split into words"),
         (json!({"command": "echo", "timeout": 0}), "'timeout' is '0', but must be a positive number"),
