@@ -344,6 +344,7 @@ impl Runner {
                 self.link.accepted("heartbeat");
                 if self.link.key_accepted() {
                     self.poll.resume(now);
+                    self.active.iter_mut().for_each(|active| active.key_is_good_again(now));
                 }
                 if heartbeat.pending_executions > 0 {
                     self.poll.hurry(now);

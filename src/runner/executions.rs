@@ -50,6 +50,8 @@ pub(super) struct Active {
     unclear: bool,
     announce: Recurring,
     ask: Recurring,
+    /// Its last request was answered with 401 or 403.
+    denied: bool,
     /// For output and completion, one after the other.
     retry: Backoff,
     /// For what can be done without the network.
@@ -140,6 +142,7 @@ impl Active {
             unclear: false,
             announce,
             ask: Recurring::new(ASK_INTERVAL, 0, now + ASK_INTERVAL),
+            denied: false,
             retry: Backoff::new(Backoff::DELIVERY),
             tend_retry: Backoff::new(Backoff::DELIVERY),
             gone: false,
@@ -285,6 +288,15 @@ impl Active {
         }
     }
 
+    /// The key is good again. If it was a request of this execution that was denied, that may have had a reason of its
+    /// own: the others come first, and it waits a little longer each time.
+    pub(super) fn key_is_good_again(&mut self, now: Instant) {
+        if std::mem::take(&mut self.denied) {
+            self.retry.failed(now, None);
+            self.announce.failed(now, None);
+        }
+    }
+
     /// An outage has ended: no waiting for old failures.
     pub(super) fn resume(&mut self, now: Instant) {
         self.retry.resume();
@@ -323,10 +335,9 @@ impl Active {
                 self.forget();
                 return false;
             }
-            // When the key is good again, the others come first: this one may be denied for a reason of its own.
             Err(Failure::Denied { repeated, .. }) => {
                 self.unclear |= repeated;
-                self.announce.failed(now, None);
+                self.denied = true;
             }
             Err(failure @ Failure::Unreachable { .. }) => {
                 self.unclear = true;
@@ -416,7 +427,7 @@ impl Active {
                 self.delivery.chunk_refused(unix_now(), &failure.to_string());
                 self.retry.failed(now, None);
             }
-            Err(Failure::Denied { .. }) => _ = self.retry.failed(now, None),
+            Err(Failure::Denied { .. }) => self.denied = true,
             Err(failure @ Failure::Unreachable { .. }) => _ = self.retry.failed(now, failure.retry_after()),
         }
     }
@@ -453,7 +464,7 @@ impl Active {
                 log::warning!("execution {id}: the service does not want to know that it ended: {failure}");
             }
             Err(Failure::Denied { .. }) => {
-                self.retry.failed(now, None);
+                self.denied = true;
                 return false;
             }
             Err(failure @ Failure::Unreachable { .. }) => {

@@ -98,6 +98,18 @@ fn a_killed_shim_takes_its_command_along_and_what_it_had_captured_is_delivered()
 }
 
 #[test]
+fn a_supervisor_that_sends_sigterm_to_everything_does_not_make_a_shim_cancel_its_command() {
+    let stage = Stage::new();
+    let (id, runner) = stage.running("20", "0.1");
+    for pid in stage.state.shims() {
+        assert!(sys::kill(pid, libc::SIGTERM));
+    }
+    assert_eq!(stage.server.completed(&id, LATER).status, "success");
+    assert_eq!(stage.streams(&id), printed(20));
+    assert!(runner.stop(LATER).success());
+}
+
+#[test]
 fn after_runner_and_shim_are_both_killed_the_next_runner_reports_the_failure_with_all_captured_output() {
     let stage = Stage::new();
     // Refused meanwhile, so that everything must come from the disk.

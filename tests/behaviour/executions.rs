@@ -302,12 +302,14 @@ fn a_command_has_three_descriptors_and_default_signals_whatever_the_runner_was_s
     fs::set_permissions(project.dir().join("python"), PermissionsExt::from_mode(0o755)).unwrap();
     let id = server.enqueue(Job::new("fds"));
     let state = StateDir::new();
+    // A shell cannot block signals, so Python hands its mask on. With SIGCHLD blocked no end would ever be seen.
+    const BLOCK: &str = "import os, signal, sys; \
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR2]); \
+        os.execv(sys.argv[1], sys.argv[1:])";
     let mut runner = Command::new("sh")
-        .args([
-            "-c",
-            "trap '' HUP INT QUIT PIPE TERM USR1; exec \"$0\" \"$@\" 5</dev/null 9</dev/null",
-            BINARY,
-        ])
+        .args(["-c", "trap '' HUP INT QUIT PIPE TERM USR1; exec \"$@\" 5</dev/null 9</dev/null", "sh"])
+        .arg(system_python())
+        .args(["-c", BLOCK, BINARY])
         .args(["start".as_ref(), "-C".as_ref(), project.dir(), "--state-dir".as_ref(), state.path()]
             as [&Path; 5])
         .env("DJANGOCOMMAND_SERVER_URL", server.url())

@@ -233,6 +233,47 @@ fn an_execution_whose_end_cannot_be_reported_keeps_no_other_from_running() {
 }
 
 #[test]
+fn a_slow_service_starves_neither_output_nor_cancel_checks_nor_heartbeats() {
+    let (server, project) = (Server::start(), fake_project());
+    let ids: Vec<String> = (0..4).map(|_| server.enqueue(Job::new("slow").args("60 0.5"))).collect();
+    let _runner = configured(&project, &server, &[]);
+    wait_for_requests(&server, Endpoint::Start, 4);
+    for endpoint in [Endpoint::Heartbeat, Endpoint::CancelStatus, Endpoint::Output, Endpoint::Pending] {
+        server.always(endpoint, Fault::Delay(Duration::from_millis(700)));
+    }
+    // Four cancel checks take longer than the two seconds after which each is due again.
+    server.wait_for("five lines of each while it runs", LATER, |state| {
+        let lines = |id: &String| state.execution(id).stdout().lines().count();
+        ids.iter().all(|id| lines(id) >= 5 && state.execution(id).is_running()).then_some(())
+    });
+    server.state(|state| {
+        for id in &ids {
+            let asked = state.of(Endpoint::CancelStatus).filter(|r| r.execution.as_ref() == Some(id)).count();
+            assert!(asked >= 1, "{}", state.log());
+        }
+        let beats: Vec<Instant> = state.of(Endpoint::Heartbeat).map(|request| request.at).collect();
+        let late = |pair: &[Instant]| pair[1] - pair[0] > Duration::from_secs(BEAT + 3);
+        assert!(!beats.windows(2).any(late), "{}", state.log());
+    });
+}
+
+#[test]
+fn an_execution_that_is_always_denied_does_not_keep_the_others_from_the_service() {
+    let (server, project) = (Server::start(), fake_project());
+    server.always(Endpoint::Complete, Fault::status(403));
+    let denied = server.enqueue(Job::new("echo"));
+    let other = server.enqueue(Job::new("slow").args("60 0.5"));
+    let _runner = configured(&project, &server, &[]);
+    server.wait_for("a denied completion", LATER, |state| {
+        state.of(Endpoint::Complete).find(|r| r.execution.as_ref() == Some(&denied)).map(|_| ())
+    });
+    let lines = |state: &State| state.execution(&other).stdout().lines().count();
+    let before = server.state(lines);
+    server
+        .wait_for("ten more lines of the other", LATER, |state| (lines(state) >= before + 10).then_some(()));
+}
+
+#[test]
 fn a_refusal_that_lasts_is_said_at_its_beginning_and_at_its_end() {
     let (server, project) = (Server::start(), fake_project());
     server.always(Endpoint::Pending, Fault::status(404));

@@ -137,3 +137,16 @@ fn nonsense() -> Vec<(&'static str, Fault, &'static str)> {
         ("no chunk", raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n"), unreachable),
     ]
 }
+
+#[test]
+fn an_answer_of_four_mebibytes_of_entries_does_not_become_values() {
+    let (server, project) = (Server::start(), fake_project());
+    let zeros = format!("{{\"executions\":[0{}]}}", ",0".repeat(2_000_000));
+    server.next(Endpoint::Pending, Fault::Body(zeros));
+    let runner = Runner::in_project(&project).server(&server).start();
+    server.wait_for("the poll after it", LATER, |state| state.of(Endpoint::Pending).nth(1).map(|_| ()));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", runner.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let kilobytes: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kilobytes < 40_000, "{kilobytes} kB");
+}

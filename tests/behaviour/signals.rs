@@ -75,6 +75,18 @@ fn the_second_signal_cancels_what_runs_and_that_is_reported() {
 }
 
 #[test]
+fn two_signals_for_one_ctrl_c_are_one_wish() {
+    let (server, project) = (Server::start(), fake_project());
+    let id = server.enqueue(Job::new("slow").args("3 0.5"));
+    let runner = Runner::in_project(&project).server(&server).start();
+    shows(&server, &id, "line 1\n");
+    runner.signal(libc::SIGINT);
+    runner.signal(libc::SIGTERM);
+    assert_eq!(server.completed(&id, WITHIN).status, "success");
+    assert_eq!(runner.wait_exit(WITHIN).code(), Some(0));
+}
+
+#[test]
 fn with_no_execution_running_the_process_ends_at_once_even_inside_a_request() {
     let project = fake_project();
     let sessions = [Endpoint::Heartbeat, Endpoint::Sync, Endpoint::Pending].map(|endpoint| {
