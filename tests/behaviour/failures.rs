@@ -15,20 +15,10 @@ const LATER: Duration = Duration::from_secs(60);
 /// The shortest interval between heartbeats that is allowed, in seconds.
 const BEAT: u64 = 5;
 
-const ALL: [Endpoint; 7] = [
-    Endpoint::Heartbeat,
-    Endpoint::Sync,
-    Endpoint::Pending,
-    Endpoint::Start,
-    Endpoint::Output,
-    Endpoint::CancelStatus,
-    Endpoint::Complete,
-];
-
 #[test]
 fn a_denial_on_any_endpoint_leaves_only_heartbeats_until_one_succeeds() {
     let (server, project) = (Server::start(), fake_project());
-    for (endpoint, code) in ALL.into_iter().zip([401, 403].into_iter().cycle()) {
+    for (endpoint, code) in Endpoint::ALL.into_iter().zip([401, 403].into_iter().cycle()) {
         server.next(endpoint, Fault::status(code));
     }
     let id = server.enqueue(Job::new("slow").args("8 0.4"));
@@ -44,10 +34,13 @@ fn a_denial_on_any_endpoint_leaves_only_heartbeats_until_one_succeeds() {
             assert!(pair[1].at - pair[0].at >= Duration::from_secs(1), "{}", state.log());
             denials += 1;
         }
-        assert_eq!(denials, ALL.len());
+        assert_eq!(denials, Endpoint::ALL.len());
     });
     // Each denial was news, since a heartbeat had succeeded before it.
-    assert_eq!(runner.log().matches("the service refuses the key: 'told to answer 40").count(), ALL.len());
+    assert_eq!(
+        runner.log().matches("the service refuses the key: 'told to answer 40").count(),
+        Endpoint::ALL.len()
+    );
 }
 
 #[test]
@@ -58,7 +51,7 @@ fn a_refused_key_is_tried_after_1_2_and_5_seconds_said_once_and_the_output_of_wh
     server.wait_for("a line", LATER, |state| state.execution(&id).chunks.first_key_value().map(|_| ()));
     let body = String::from("{\"detail\": \"the quota of 100 runs is used up\"}");
     let quota = Fault::Status { code: 403, headers: Vec::new(), body };
-    for endpoint in ALL {
+    for endpoint in Endpoint::ALL {
         server.always(endpoint, quota.clone());
     }
     let denied = |count: usize| {
@@ -67,7 +60,7 @@ fn a_refused_key_is_tried_after_1_2_and_5_seconds_said_once_and_the_output_of_wh
         });
     };
     denied(3);
-    ALL.into_iter().for_each(|endpoint| server.heal(endpoint));
+    Endpoint::ALL.into_iter().for_each(|endpoint| server.heal(endpoint));
     assert_eq!(server.completed(&id, LATER).exit_code, 0);
     assert!(runner.stop(SOON).success());
     server.state(|state| {

@@ -12,20 +12,10 @@ const SOON: Duration = Duration::from_secs(20);
 /// For what starts an interpreter and waits for polls and backoffs.
 const LATER: Duration = Duration::from_secs(60);
 
-const ALL: [Endpoint; 7] = [
-    Endpoint::Heartbeat,
-    Endpoint::Sync,
-    Endpoint::Pending,
-    Endpoint::Start,
-    Endpoint::Output,
-    Endpoint::CancelStatus,
-    Endpoint::Complete,
-];
-
 #[test]
 fn a_redirect_is_never_followed_and_the_error_names_its_target() {
     let (server, project, elsewhere) = (Server::start(), fake_project(), Server::start());
-    for (endpoint, code) in ALL.into_iter().zip([301, 302, 303, 307, 308, 300, 304]) {
+    for (endpoint, code) in Endpoint::ALL.into_iter().zip([301, 302, 303, 307, 308, 300, 304]) {
         let target = format!("{}/{endpoint:?}", elsewhere.url());
         server.next(endpoint, Fault::status_with(code, "Location", &target));
     }
@@ -34,7 +24,7 @@ fn a_redirect_is_never_followed_and_the_error_names_its_target() {
     assert_eq!(server.completed(&id, LATER).exit_code, 0);
     assert!(runner.stop(SOON).success());
     let log = runner.log();
-    for endpoint in ALL {
+    for endpoint in Endpoint::ALL {
         let said = format!("redirects to '{}/{endpoint:?}', which is never followed", elsewhere.url());
         assert!(log.contains(&said), "{said}: {log}");
     }
@@ -49,7 +39,7 @@ fn an_answer_that_is_nonsense_is_an_error_value_on_every_endpoint_and_all_is_wel
             let project = &project;
             scope.spawn(move || {
                 let server = Server::start();
-                ALL.into_iter().for_each(|endpoint| server.next(endpoint, fault.clone()));
+                Endpoint::ALL.into_iter().for_each(|endpoint| server.next(endpoint, fault.clone()));
                 // Long enough to be asked about twice.
                 let id = server.enqueue(Job::new("slow").args("13 0.5"));
                 let runner = Runner::in_project(project).server(&server);
@@ -61,7 +51,7 @@ fn an_answer_that_is_nonsense_is_an_error_value_on_every_endpoint_and_all_is_wel
                 assert!(log.contains(said), "{name}: {said:?} is not in\n{log}");
                 server.state(|state| {
                     // A chunk that was answered with nonsense counts as not delivered: it is sent again.
-                    for endpoint in ALL {
+                    for endpoint in Endpoint::ALL {
                         let count = state.of(endpoint).count();
                         assert!(count >= 2, "{endpoint:?} was not sent again after {name}");
                     }

@@ -19,16 +19,6 @@ const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// The first wait after a failure: what is repeated at once comes well before that.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 
-const ALL: [Endpoint; 7] = [
-    Endpoint::Heartbeat,
-    Endpoint::Sync,
-    Endpoint::Pending,
-    Endpoint::Start,
-    Endpoint::Output,
-    Endpoint::Complete,
-    Endpoint::CancelStatus,
-];
-
 #[test]
 fn all_seven_calls_carry_their_headers_over_one_connection() {
     let (server, project) = (Server::start(), fake_project());
@@ -38,7 +28,7 @@ fn all_seven_calls_carry_their_headers_over_one_connection() {
     assert_eq!(server.completed(&id, LATER).exit_code, 0);
     assert!(runner.stop(SOON).success());
     server.state(|state| {
-        for endpoint in ALL {
+        for endpoint in Endpoint::ALL {
             assert!(state.of(endpoint).next().is_some(), "{endpoint:?} was never called");
         }
         let bearer = format!("Bearer {KEY}");
@@ -79,7 +69,7 @@ fn a_connection_that_the_server_closed_is_replaced_at_once_and_without_a_word() 
     // First closed between two requests, then so late that the request is on its way already.
     for fault in [Fault::CloseAfter, Fault::ProcessedThenClose] {
         let (server, project) = (Server::start(), fake_project());
-        for endpoint in ALL {
+        for endpoint in Endpoint::ALL {
             server.next(endpoint, fault.clone());
         }
         let runs = project.dir().join("runs");

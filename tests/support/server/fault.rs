@@ -19,6 +19,17 @@ pub(crate) enum Endpoint {
 }
 
 impl Endpoint {
+    /// The seven, in the order in which an execution meets them.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Heartbeat,
+        Self::Sync,
+        Self::Pending,
+        Self::Start,
+        Self::Output,
+        Self::CancelStatus,
+        Self::Complete,
+    ];
+
     /// The call that a request makes, and the execution it is about.
     pub(crate) fn of(message: &Message) -> (Self, Option<String>) {
         match (message.method.as_str(), message.path.as_str()) {
