@@ -129,7 +129,8 @@ pub fn leave_no_zombies() {
     while reap().is_some() {}
 }
 
-/// Sends `signal` to one process. Only for children that have not been reaped: their PID cannot be another's.
+/// Sends `signal` to one process. Only where the PID is surely still that process's: a child that has not been reaped,
+/// or, without pidfds, one that was proven to live an instant ago.
 pub fn kill_child(pid: u32, signal: i32) {
     // SAFETY: kill takes integers. A process that is gone already is no error for the caller.
     unsafe { libc::kill(pid.cast_signed(), signal) };

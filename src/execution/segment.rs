@@ -3,21 +3,14 @@
 //! The shim writes such lines, delivery reads them. Timestamp and text are kept as the JSON they were written as, so
 //! that what goes over the wire is what stands on the disk, and a long output is not decoded only to be encoded again.
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
     Stdout,
     Stderr,
-}
-
-#[derive(Serialize)]
-struct Written<'a> {
-    stream: Stream,
-    timestamp: Option<&'a RawValue>,
-    content: &'a str,
 }
 
 /// A line of `output` as it stands there.
@@ -56,9 +49,17 @@ pub fn timestamp(unix: f64) -> Box<RawValue> {
 
 /// Appends one segment to `lines`. Without a timestamp it continues the stream's unfinished line.
 pub fn write(lines: &mut Vec<u8>, stream: Stream, timestamp: Option<&RawValue>, content: &str) {
-    let written = serde_json::to_writer(&mut *lines, &Written { stream, timestamp, content });
-    debug_assert!(written.is_ok(), "a Vec takes all that is written, and a segment is always JSON");
-    lines.push(b'\n');
+    // The frame is written by hand: for lines of usual length serde's structs made the shim a third slower.
+    let frame: &[u8] = match stream {
+        Stream::Stdout => b"{\"stream\":\"stdout\",\"timestamp\":",
+        Stream::Stderr => b"{\"stream\":\"stderr\",\"timestamp\":",
+    };
+    lines.extend_from_slice(frame);
+    lines.extend_from_slice(timestamp.map_or("null", RawValue::get).as_bytes());
+    lines.extend_from_slice(b",\"content\":");
+    let written = serde_json::to_writer(&mut *lines, content);
+    debug_assert!(written.is_ok(), "a Vec takes all that is written, and a text is always JSON");
+    lines.extend_from_slice(b"}\n");
 }
 
 /// Appends `text` as segments, cut after each newline, all with the same Unix time.

@@ -59,7 +59,7 @@ pub fn launch(dir: &ExecutionDir, lock: File) -> io::Result<()> {
 /// Returns whether it was asked; a shim that has not yet written its PID can be asked a moment later.
 ///
 /// # Errors
-/// The lock file cannot be read, or the kernel has no pidfds.
+/// The lock file cannot be read, or the signal not be sent.
 pub fn ask(dir: &ExecutionDir, signal: i32) -> io::Result<bool> {
     let Keeper::Alive(Some(pid)) = dir.keeper()? else { return Ok(false) };
     let shim = PidFd::open(pid);
