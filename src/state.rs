@@ -182,6 +182,7 @@ mod tests {
 
     #[test]
     fn a_stale_or_garbled_lock_file_does_not_keep_a_runner_out() {
+        let _turn = sys::no_forks_meanwhile();
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("state");
         make_private(&path).unwrap();

@@ -256,6 +256,13 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// A forked child holds its parent's file locks until it execs, so tests that fork and tests of locks take turns.
+#[cfg(test)]
+pub fn no_forks_meanwhile() -> std::sync::MutexGuard<'static, ()> {
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,7 +285,9 @@ mod tests {
 
     #[test]
     fn a_pidfd_of_a_process_that_is_gone_cannot_be_opened() {
+        let turn = no_forks_meanwhile();
         let mut child = Command::new("true").spawn().unwrap();
+        drop(turn);
         let pid = child.id();
         child.wait().unwrap();
         assert_eq!(PidFd::open(pid).err().unwrap().raw_os_error(), Some(libc::ESRCH));

@@ -385,6 +385,7 @@ mod tests {
 
     #[test]
     fn the_lock_tells_nobody_from_alive_from_dead() {
+        let _turn = crate::sys::no_forks_meanwhile();
         let temp = tempfile::tempdir().unwrap();
         let dir = new_dir(temp.path());
         let Keeper::Nobody(mut held) = dir.keeper().unwrap() else { panic!("nobody ever held it") };

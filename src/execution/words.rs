@@ -100,12 +100,14 @@ def split(text):
         return None
 print(json.dumps([split(text) for text in json.load(sys.stdin)]))";
         let texts = nasty_strings(2000);
+        let turn = crate::sys::no_forks_meanwhile();
         let mut python = Command::new("python3")
             .args(["-c", ASK])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("the tests need a python3 in the PATH");
+        drop(turn);
         // Python reads all of it before it writes anything.
         python.stdin.take().unwrap().write_all(&serde_json::to_vec(&texts).unwrap()).unwrap();
         let answer = python.wait_with_output().unwrap().stdout;
