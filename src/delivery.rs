@@ -1,7 +1,8 @@
 //! The way of an execution's output to the service: windows of the `output` file, cut into numbered chunks.
 //!
 //! A window and its first chunk number are on disk before any of it is sent, and how it is cut depends on nothing but
-//! its bytes. So a number stands for the same content after any restart, and only one chunk is in memory at a time.
+//! its bytes. So a number stands for the same content after any restart, and only one chunk is in memory at a time. The
+//! one exception is a chunk that the service will never take: under its number goes a line that says so.
 
 use std::collections::VecDeque;
 use std::fs::File;

@@ -136,8 +136,9 @@ impl Runner {
     /// # Errors
     /// Signals cannot be caught, or the executions' directory cannot be read.
     pub fn new(parts: Parts, nothing_to_lose: Arc<AtomicBool>) -> io::Result<Self> {
-        nothing_to_lose.store(false, Ordering::SeqCst);
         let signals = Signals::catch(&[sys::SIGTERM, sys::SIGINT, sys::SIGCHLD])?;
+        // Only now: a signal that neither ends the process nor is caught would be forgotten.
+        nothing_to_lose.store(false, Ordering::SeqCst);
         let now = Instant::now();
         let (interval, retries) = (parts.config.heartbeat_interval, parts.config.max_retries);
         let executions = parts.state.executions();
