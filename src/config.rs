@@ -44,7 +44,7 @@ const DEFAULT_ENTRY: &str = "@default";
 const SECONDS_MAX: f64 = 86_400.0;
 
 /// The process's environment, read once. Values that are not UTF-8 are read with replacement characters.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Environment(BTreeMap<String, String>);
 
 impl Environment {

@@ -20,6 +20,7 @@
 mod cli;
 mod log;
 mod near;
+mod notify;
 mod signals;
 mod sys;
 mod timer;
@@ -29,19 +30,23 @@ mod config;
 mod execution;
 mod policy;
 mod state;
+mod status;
 // Floor 2: the three neighbours: the project, the command, the service.
 mod api;
 mod project;
 mod shim;
-// Floor 3 to 5: delivery, the loop, the subcommands.
+// Floor 3 to 5: all that a runner goes by, delivery, the loop, the subcommands.
 mod control;
 mod delivery;
+mod load;
 mod runner;
 
 use std::io::Write;
 use std::process::ExitCode;
 
 const USAGE: u8 = 2;
+/// `status` cannot tell, as the Linux Standard Base numbers it.
+const UNKNOWN: u8 = 4;
 /// `EX_CONFIG` of sysexits.h: a supervisor should not restart.
 const CONFIGURATION: u8 = 78;
 
@@ -54,11 +59,23 @@ fn main() -> ExitCode {
         Err(usage) => fail(&usage, USAGE),
         Ok(cli::Command::Print(text)) => print(&text),
         Ok(cli::Command::Shim(directory)) => shim::run(&directory),
-        Ok(cli::Command::Start(options)) => match control::start(options) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(control::Error::Configuration(why)) => fail(&why, CONFIGURATION),
-            Err(control::Error::Failed(why)) => fail(&why, 1),
+        Ok(cli::Command::Start(options)) => end(control::start(options)),
+        Ok(cli::Command::Stop { place, timeout, force }) => end(control::stop(&place, timeout, force)),
+        Ok(cli::Command::Reload(place)) => end(control::reload(&place)),
+        Ok(cli::Command::Ensure(options)) => end(control::ensure(&options)),
+        Ok(cli::Command::Logs { place, lines, follow }) => end(control::logs(&place, lines, follow)),
+        Ok(cli::Command::Status { place, json }) => match control::status(&place, json) {
+            Err(control::Error::Configuration(why) | control::Error::Failed(why)) => fail(&why, UNKNOWN),
+            told => end(told),
         },
+    }
+}
+
+fn end(result: Result<u8, control::Error>) -> ExitCode {
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(control::Error::Configuration(why)) => fail(&why, CONFIGURATION),
+        Err(control::Error::Failed(why)) => fail(&why, 1),
     }
 }
 

@@ -6,29 +6,34 @@
 
 mod executions;
 mod link;
+mod reload;
+mod report;
+mod wishes;
+
+pub use wishes::{Wish, Wishes};
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::value::RawValue;
 
-use crate::api::{CancelWish, Client, Failure};
+use crate::api::{CancelWish, Failure};
 use crate::audit::Audit;
-use crate::config::Config;
 use crate::execution::{ExecutionId, Offer};
+use crate::load;
+use crate::load::{Loaded, Loader};
 use crate::log;
-use crate::project::Project;
-use crate::project::probe::{Catalogue, Facts};
-use crate::signals::Signals;
-use crate::state::StateDir;
+use crate::notify::Notify;
+use crate::project::probe::Facts;
+use crate::state::{self, StateDir};
+use crate::status::Status;
 use crate::sys;
 use crate::timer::Recurring;
 use executions::{Active, Stage};
 use link::Link;
+use reload::Reload;
+use report::Report;
 
 /// Executions at a time; the others stay pending at the service (`protocol.md`, Meaning).
 const CONCURRENT_MAX: usize = 4;
@@ -45,33 +50,53 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const SAME_SIGNAL: Duration = Duration::from_millis(200);
 /// How long a runner that was told to stop tries to deliver what has ended. The rest is left to the next runner.
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a runner that hands over waits for the begin of what it has already told the service to have started.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long `start --once` tries to deliver what has ended while the service takes nothing of it.
+const ROUND_PATIENCE: Duration = Duration::from_secs(60);
 /// How many oddities of the pending list are remembered, so that each is said or tried once and not at every poll.
 const REMEMBERED_MAX: usize = 1000;
 
 /// What the runner is made of.
 pub struct Parts {
-    pub config: Config,
-    pub project: Project,
-    pub facts: Facts,
-    pub catalogue: Catalogue,
-    pub client: Client,
+    pub loader: Loader,
+    pub loaded: Loaded,
     pub state: StateDir,
     pub audit: Audit,
+    pub status: Status,
+    pub notify: Notify,
+    pub watches_files: bool,
+    /// It ends when everything that waits is done.
+    pub once: bool,
+}
+
+/// How a runner has ended.
+pub enum End {
+    /// The service has everything.
+    Done,
+    /// The next runner has something to deliver, or the service could not be asked.
+    SomethingLeft,
 }
 
 pub struct Runner {
-    parts: Parts,
+    /// What it goes by: replaced as a whole when the project is loaded again.
+    loaded: Loaded,
+    state: StateDir,
+    audit: Audit,
     /// The project's commands, for policy.
     found: BTreeSet<String>,
-    executions: PathBuf,
     active: Vec<Active>,
     link: Link,
+    reload: Reload,
+    report: Report,
     heartbeat: Recurring,
     sync: Recurring,
     needs_sync: bool,
     poll: Recurring,
     /// When an execution was last taken or completed.
     last_activity: Option<Instant>,
+    /// When the service last took output or a completion, or there was nothing of that kind to take.
+    last_delivery: Instant,
     /// The last poll left something on the list for want of room.
     more_pending: bool,
     told: HashSet<String>,
@@ -79,10 +104,9 @@ pub struct Runner {
     last_done: HashMap<Share, Instant>,
     /// Executions whose `start` the service refused. If it goes on offering them, they are tried again in a while.
     given_up: HashMap<String, Instant>,
-    signals: Signals,
-    /// While set, SIGTERM and SIGINT end the process at once, even inside a request.
-    nothing_to_lose: Arc<AtomicBool>,
+    wishes: Wishes,
     stop: Stop,
+    round: Round,
 }
 
 enum Stop {
@@ -96,6 +120,21 @@ enum Stop {
     Delivering {
         until: Instant,
     },
+    /// What has begun is the next runner's; wait until then for the begin of the rest.
+    Leaving {
+        until: Instant,
+    },
+}
+
+/// Whether one round of work is all there is to do (`start --once`).
+#[derive(Clone, Copy, PartialEq)]
+enum Round {
+    Endless,
+    /// The service has not yet said that there is nothing more to take.
+    Open,
+    Over,
+    /// The service could not be asked.
+    Failed,
 }
 
 /// The duties that are never late by more than a turn of each other, however slow the service is.
@@ -134,55 +173,61 @@ impl Runner {
     /// Takes over what an earlier runner left.
     ///
     /// # Errors
-    /// Signals cannot be caught, or the executions' directory cannot be read.
-    pub fn new(parts: Parts, nothing_to_lose: Arc<AtomicBool>) -> io::Result<Self> {
-        let signals = Signals::catch(&[sys::SIGTERM, sys::SIGINT, sys::SIGCHLD])?;
+    /// The executions' directory cannot be read.
+    pub fn new(parts: Parts, wishes: Wishes) -> io::Result<Self> {
         // Only now: a signal that neither ends the process nor is caught would be forgotten.
-        nothing_to_lose.store(false, Ordering::SeqCst);
+        wishes.waited();
+        let Parts { loader, mut loaded, state, audit, status, notify, watches_files, once } = parts;
         let now = Instant::now();
-        let (interval, retries) = (parts.config.heartbeat_interval, parts.config.max_retries);
-        let executions = parts.state.executions();
-        let active = executions::adopt(&executions, interval, retries)?;
+        let (interval, retries) = (loaded.config.heartbeat_interval, loaded.config.max_retries);
+        let active = executions::adopt(&state.executions(), interval, retries)?;
+        let mut reload = Reload::new(loader, std::mem::take(&mut loaded.watch), watches_files);
+        reload.set_pace(interval, loaded.facts.debug);
+        let mut report = Report::new(state.path().to_owned(), status, notify);
+        report.goes_by(loaded.config.server.as_str(), loaded.config.request_timeout);
+        report.ready();
         Ok(Self {
-            found: parts.facts.commands.iter().cloned().collect(),
-            executions,
+            found: loaded.facts.commands.iter().cloned().collect(),
             active,
-            link: Link::new(parts.catalogue.hash.clone()),
+            link: Link::new(loaded.catalogue.hash.clone()),
+            reload,
+            report,
             heartbeat: Recurring::new(interval, retries, now),
             sync: Recurring::new(interval, retries, now),
             needs_sync: false,
             poll: Recurring::new(POLL_INTERVAL, retries, now),
             last_activity: None,
+            last_delivery: now,
             more_pending: false,
             told: HashSet::new(),
             last_done: HashMap::new(),
             given_up: HashMap::new(),
-            signals,
-            nothing_to_lose,
+            wishes,
             stop: Stop::No,
-            parts,
+            round: if once { Round::Open } else { Round::Endless },
+            loaded,
+            state,
+            audit,
         })
     }
 
-    /// Runs until a signal ends it.
-    pub fn run(mut self) {
+    /// Runs until a signal ends it, or its one round is over.
+    pub fn run(mut self) -> End {
         loop {
-            self.take_signals();
+            self.reap();
+            self.take_wishes();
+            self.keep_state_dir();
             self.tend_executions();
+            self.tend_reload();
+            self.tend_round();
+            let now = Instant::now();
+            self.report.turn(&self.link, self.running(), now);
             if self.is_finished() {
                 break;
             }
-            match self.most_urgent(Instant::now()) {
+            match self.most_urgent(now) {
                 Ok(duty) => self.perform(duty),
-                Err(due) => {
-                    let look = Instant::now() + LOOK_INTERVAL;
-                    let until = match self.stop {
-                        Stop::Delivering { until } => due.min(until),
-                        _ if self.any_unended() => due.min(look),
-                        _ => due,
-                    };
-                    self.signals.wait(until.saturating_duration_since(Instant::now()));
-                }
+                Err(due) => self.wait(due),
             }
         }
         match self.active.len() {
@@ -191,38 +236,165 @@ impl Runner {
                 log::warning!("stopped; the next runner will deliver what is left of {left} execution(s)")
             }
         }
+        if self.active.is_empty() && self.round != Round::Failed { End::Done } else { End::SomethingLeft }
     }
 
-    fn take_signals(&mut self) {
-        while sys::reap().is_some() {}
-        self.signals.take(sys::SIGCHLD);
-        // Both, because a terminal and a wrapper program may each send one for a single Ctrl+C.
-        let came = [sys::SIGTERM, sys::SIGINT].map(|signal| self.signals.take(signal));
-        if came == [false, false] {
-            return;
+    /// Waits for the next duty, or for what else is to be looked at before that.
+    fn wait(&self, due: Instant) {
+        let look = Instant::now() + LOOK_INTERVAL;
+        let mut until = due.min(self.report.due());
+        if self.any_unended() || self.reload.is_loading() {
+            until = until.min(look);
         }
-        let running =
-            self.active.iter().filter(|active| matches!(active.stage, Stage::Running { .. })).count();
         match self.stop {
-            Stop::No => {
+            Stop::Delivering { until: end } | Stop::Leaving { until: end } => until = until.min(end),
+            Stop::No => until = self.reload.due().map_or(until, |reload| until.min(reload)),
+            Stop::Draining { .. } => {}
+        }
+        self.wishes.wait(until.saturating_duration_since(Instant::now()));
+    }
+
+    /// Reaps what has ended: shims of ours, and whatever lands on process 1 of a container.
+    fn reap(&mut self) {
+        while let Some(pid) = sys::ended_child() {
+            if !self.reload.owns(pid) {
+                sys::reap_child(pid);
+            }
+        }
+    }
+
+    fn take_wishes(&mut self) {
+        let Some(wish) = self.wishes.take() else { return };
+        let running = self.running();
+        match (wish, &self.stop) {
+            (Wish::Reload, _) => self.reload.ask(),
+            (Wish::Leave, _) => {
+                log::info!("handing over; {running} running execution(s) go on under the next runner");
+                self.stop = Stop::Leaving { until: Instant::now() + HAND_OVER_PATIENCE };
+                self.give_back();
+            }
+            (Wish::Stop, Stop::No) => {
                 match running {
                     0 => log::info!("stopping"),
                     _ => log::info!(
                         "stopping when {running} running execution(s) have ended; a second signal cancels them"
                     ),
                 }
-                self.stop = Stop::Draining { since: Instant::now(), cancelled: false };
-                self.active.iter_mut().for_each(Active::begin_no_more);
-                self.active.retain(|active| !active.is_gone());
+                self.drain();
             }
-            Stop::Draining { since, .. } if since.elapsed() < SAME_SIGNAL => {}
-            Stop::Draining { since, cancelled: false } => {
+            (Wish::Stop, Stop::Draining { since, .. }) if since.elapsed() < SAME_SIGNAL => {}
+            (Wish::Stop | Wish::Cancel, Stop::No | Stop::Draining { cancelled: false, .. }) => {
                 log::info!("cancelling {running} execution(s)");
-                self.stop = Stop::Draining { since, cancelled: true };
+                self.drain();
+                self.stop = Stop::Draining { since: Instant::now(), cancelled: true };
                 self.active.iter_mut().for_each(|active| active.want_end(CancelWish::Graceful));
             }
-            Stop::Draining { cancelled: true, .. } => {}
-            Stop::Delivering { .. } => self.stop = Stop::Delivering { until: Instant::now() },
+            (Wish::Stop | Wish::Cancel, Stop::Delivering { .. }) => {
+                self.stop = Stop::Delivering { until: Instant::now() }
+            }
+            (Wish::Stop | Wish::Cancel, Stop::Draining { cancelled: true, .. } | Stop::Leaving { .. }) => {}
+        }
+    }
+
+    /// Takes nothing new from now on, and lets what runs end.
+    fn drain(&mut self) {
+        self.report.stopping();
+        self.stop = Stop::Draining { since: Instant::now(), cancelled: false };
+        self.active.iter_mut().for_each(Active::begin_no_more);
+        self.active.retain(|active| !active.is_gone());
+    }
+
+    /// What the service surely does not know to be ours is the next runner's to take.
+    fn give_back(&mut self) {
+        self.active.iter_mut().for_each(Active::give_back);
+        self.active.retain(|active| !active.is_gone());
+    }
+
+    /// The state directory may be removed under a runner. What was in it is lost; the rest of the work need not be.
+    fn keep_state_dir(&mut self) {
+        match self.state.keep() {
+            Ok(false) => {}
+            Ok(true) => {
+                log::error!(
+                    "the state directory '{}' was removed: it is made anew",
+                    self.state.path().display()
+                );
+            }
+            Err(state::Error::Taken(runner)) => {
+                log::error!("the state directory was removed, and now {} has it: ending", runner.name());
+                self.stop = Stop::Delivering { until: Instant::now() };
+            }
+            Err(state::Error::Untrusted(why) | state::Error::Unusable(why)) => {
+                self.tell_once(&why, |why| log::error!("the state directory was removed: {why}"));
+            }
+        }
+    }
+
+    /// Loads the project again when that is due, and goes by what came of it.
+    fn tend_reload(&mut self) {
+        let now = Instant::now();
+        if matches!(self.stop, Stop::No) {
+            match self.reload.begin(now) {
+                Ok(true) => self.report.reloading(),
+                Ok(false) => {}
+                Err(load::Error::Configuration(why) | load::Error::Failed(why)) => {
+                    self.reload.fails(&why, now);
+                    self.report.reloaded(Some(why));
+                }
+            }
+        }
+        match self.reload.result(now) {
+            None => {}
+            Some(Ok(loaded)) => self.go_by(loaded, now),
+            Some(Err(why)) => self.report.reloaded(Some(why)),
+        }
+    }
+
+    /// Replaces what the runner goes by. What runs is not touched.
+    fn go_by(&mut self, mut loaded: Loaded, now: Instant) {
+        loaded.lines.say_news(&self.loaded.lines);
+        self.reload.watch(std::mem::take(&mut loaded.watch));
+        let (interval, retries) = (loaded.config.heartbeat_interval, loaded.config.max_retries);
+        self.reload.set_pace(interval, loaded.facts.debug);
+        let is_same_account = loaded.config.server == self.loaded.config.server
+            && loaded.config.api_key.reveal() == self.loaded.config.api_key.reveal();
+        if !is_same_account {
+            self.link.renew();
+        }
+        self.needs_sync = self.link.set_hash(&loaded.catalogue.hash) || !is_same_account;
+        self.heartbeat = Recurring::new(interval, retries, now);
+        self.sync = Recurring::new(interval, retries, now);
+        self.poll = Recurring::new(POLL_INTERVAL, retries, now);
+        self.found = loaded.facts.commands.iter().cloned().collect();
+        self.loaded = loaded;
+        self.report.goes_by(self.loaded.config.server.as_str(), self.loaded.config.request_timeout);
+        self.report.reloaded(None);
+        log::info!("the project was loaded again");
+    }
+
+    /// With `--once`: ends when the round is over, or cannot be made.
+    fn tend_round(&mut self) {
+        if !matches!(self.stop, Stop::No) {
+            return;
+        }
+        let is_stuck = !self.any_unended() && self.last_delivery.elapsed() >= ROUND_PATIENCE;
+        if is_stuck && !self.active.is_empty() {
+            self.fail_round_unless(false);
+        }
+        let ends = match self.round {
+            Round::Endless | Round::Open => false,
+            Round::Over => self.active.is_empty() && !self.needs_sync,
+            Round::Failed => true,
+        };
+        if ends {
+            self.drain();
+        }
+    }
+
+    /// A request of the round failed; if it is not even tried again, so has the round.
+    fn fail_round_unless(&mut self, goes_on: bool) {
+        if self.round != Round::Endless && !goes_on {
+            self.round = Round::Failed;
         }
     }
 
@@ -230,7 +402,19 @@ impl Runner {
         if matches!(self.stop, Stop::Draining { .. }) && !self.any_unended() {
             self.stop = Stop::Delivering { until: Instant::now() + DELIVERY_PATIENCE };
         }
-        matches!(self.stop, Stop::Delivering { until } if self.active.is_empty() || Instant::now() >= until)
+        match self.stop {
+            Stop::No | Stop::Draining { .. } => false,
+            Stop::Delivering { until } => self.active.is_empty() || Instant::now() >= until,
+            Stop::Leaving { until } => !self.any_new() || Instant::now() >= until,
+        }
+    }
+
+    fn any_new(&self) -> bool {
+        self.active.iter().any(|active| matches!(active.stage, Stage::New))
+    }
+
+    fn running(&self) -> usize {
+        self.active.iter().filter(|active| matches!(active.stage, Stage::Running { .. })).count()
     }
 
     fn any_unended(&self) -> bool {
@@ -297,10 +481,8 @@ impl Runner {
 
     fn perform(&mut self, duty: Duty) {
         let nothing_to_lose = self.active.is_empty() || matches!(self.stop, Stop::Delivering { .. });
-        self.nothing_to_lose.store(nothing_to_lose, Ordering::SeqCst);
-        if self.signals.is_raised(sys::SIGTERM) || self.signals.is_raised(sys::SIGINT) {
-            // It came before the handlers could end the process: the next turn takes it.
-            return self.nothing_to_lose.store(false, Ordering::SeqCst);
+        if !self.wishes.may_wait(nothing_to_lose, !self.any_new()) {
+            return;
         }
         if let Some(share) = duty.share() {
             self.last_done.insert(share, Instant::now());
@@ -314,14 +496,18 @@ impl Runner {
             Duty::Output(i) => self.send_output(i),
             Duty::Complete(i) => self.send_complete(i),
         }
-        self.nothing_to_lose.store(false, Ordering::SeqCst);
+        self.wishes.waited();
     }
 
     /// Tells the link how a request went, and draws the consequences that concern all duties.
     fn heard<T>(&mut self, what: &str, result: &Result<T, Failure>) -> Instant {
         let now = Instant::now();
+        if !matches!(result, Err(Failure::Unreachable { .. })) {
+            self.link.answered();
+        }
         match result {
             Err(Failure::Denied { message, .. }) => {
+                self.fail_round_unless(false);
                 let wait = self.link.key_refused(message, now);
                 self.heartbeat.reschedule(now + wait);
             }
@@ -336,8 +522,8 @@ impl Runner {
     }
 
     fn send_heartbeat(&mut self) {
-        let Facts { python_version, django_version, .. } = &self.parts.facts;
-        let result = self.parts.client.heartbeat(python_version, django_version, self.link.hash());
+        let Facts { python_version, django_version, .. } = &self.loaded.facts;
+        let result = self.loaded.client.heartbeat(python_version, django_version, self.link.hash());
         let now = self.heard("heartbeat", &result);
         match result {
             Ok(heartbeat) => {
@@ -355,14 +541,20 @@ impl Runner {
                     self.sync.reschedule(now);
                 }
                 self.link.suspension(heartbeat.suspended);
+                if self.round == Round::Open && self.link.is_suspended() {
+                    self.round = Round::Over;
+                }
             }
             Err(Failure::Denied { .. }) => {}
-            Err(failure) => put_off(&mut self.heartbeat, "heartbeat", &failure, &mut self.link, now),
+            Err(failure) => {
+                let goes_on = put_off(&mut self.heartbeat, "heartbeat", &failure, &mut self.link, now);
+                self.fail_round_unless(goes_on);
+            }
         }
     }
 
     fn send_sync(&mut self) {
-        let result = self.parts.client.sync(&self.parts.catalogue);
+        let result = self.loaded.client.sync(&self.loaded.catalogue);
         let now = self.heard("sync", &result);
         match result {
             Ok((count, hash)) => {
@@ -373,24 +565,33 @@ impl Runner {
                     self.link.adopt_hash(hash);
                 }
             }
-            Err(failure) => put_off(&mut self.sync, "sync", &failure, &mut self.link, now),
+            Err(failure) => {
+                let goes_on = put_off(&mut self.sync, "sync", &failure, &mut self.link, now);
+                self.fail_round_unless(goes_on);
+            }
         }
     }
 
     fn send_poll(&mut self) {
-        let result = self.parts.client.pending();
+        let result = self.loaded.client.pending();
         let now = self.heard("poll", &result);
         match result {
             Ok(entries) => {
                 self.poll.succeeded(now);
                 self.link.accepted("poll");
-                self.nothing_to_lose.store(false, Ordering::SeqCst);
+                self.wishes.waited();
                 self.take(&entries);
+                if self.round == Round::Open && self.active.is_empty() {
+                    self.round = Round::Over;
+                }
                 if self.last_activity.is_some_and(|last| last.elapsed() < ACTIVE_FOR) {
                     self.poll.hurry(now + POLL_INTERVAL_ACTIVE);
                 }
             }
-            Err(failure) => put_off(&mut self.poll, "poll", &failure, &mut self.link, now),
+            Err(failure) => {
+                let goes_on = put_off(&mut self.poll, "poll", &failure, &mut self.link, now);
+                self.fail_round_unless(goes_on);
+            }
         }
     }
 
@@ -408,7 +609,7 @@ impl Runner {
             if self.is_in_hand(&offer.id) {
                 continue;
             }
-            if self.parts.audit.has(&offer.id) {
+            if self.audit.has(&offer.id) {
                 self.tell_once(offer.id.as_str(), |id| {
                     log::warning!("execution {id} was here before and is not run again")
                 });
@@ -425,15 +626,15 @@ impl Runner {
     /// Whether nothing is to be done about an offer now: it has been taken, or was given up a short while ago.
     fn is_in_hand(&self, id: &ExecutionId) -> bool {
         let id = id.canonical();
-        let interval = self.parts.config.heartbeat_interval;
+        let interval = self.loaded.config.heartbeat_interval;
         self.given_up.get(&id).is_some_and(|since| since.elapsed() < interval)
             || self.active.iter().any(|active| active.spec.id.canonical() == id)
     }
 
     fn take_one(&mut self, offer: Offer) {
         let (id, command) = (offer.id.clone(), offer.command.clone());
-        let spec = executions::decide(offer, &self.parts.config.policy, &self.found, &self.parts);
-        match Active::create(&self.executions, spec, &self.heartbeat_pace()) {
+        let spec = executions::decide(offer, &self.found, &self.loaded);
+        match Active::create(&self.state.executions(), spec, &self.heartbeat_pace()) {
             Ok(active) => {
                 self.last_activity = Some(Instant::now());
                 self.active.push(active);
@@ -441,13 +642,14 @@ impl Runner {
             Err(error) => {
                 let what = format!("execution {id} ({command}) cannot be taken: {error}");
                 self.tell_once(&what, |what| log::error!("{what}; it stays pending at the service"));
+                self.fail_round_unless(false);
             }
         }
     }
 
     /// `start` keeps the heartbeat's pace when its retries are used up.
     fn heartbeat_pace(&self) -> Recurring {
-        Recurring::new(self.parts.config.heartbeat_interval, self.parts.config.max_retries, Instant::now())
+        Recurring::new(self.loaded.config.heartbeat_interval, self.loaded.config.max_retries, Instant::now())
     }
 
     fn tell_once(&mut self, what: &str, tell: impl Fn(&str)) {
@@ -461,9 +663,9 @@ impl Runner {
 
     fn send_start(&mut self, i: usize) {
         let id = &self.active[i].spec.id;
-        let (what, result) = (format!("start of execution {id}"), self.parts.client.start(id));
+        let (what, result) = (format!("start of execution {id}"), self.loaded.client.start(id));
         let now = self.heard(&what, &result);
-        if !self.active[i].started(result, &mut self.parts.audit, now) {
+        if !self.active[i].started(result, &mut self.audit, now) {
             let given_up = self.active.remove(i);
             if self.given_up.len() >= REMEMBERED_MAX {
                 self.given_up.clear();
@@ -474,7 +676,7 @@ impl Runner {
 
     fn ask_cancel(&mut self, i: usize) {
         let id = &self.active[i].spec.id;
-        let (what, result) = (format!("cancel-status of execution {id}"), self.parts.client.cancel_wish(id));
+        let (what, result) = (format!("cancel-status of execution {id}"), self.loaded.client.cancel_wish(id));
         let now = self.heard(&what, &result);
         self.active[i].asked(result, now);
     }
@@ -483,8 +685,11 @@ impl Runner {
         let active = &mut self.active[i];
         let Some(body) = active.next_chunk() else { return };
         let id = &active.spec.id;
-        let (what, result) = (format!("output of execution {id}"), self.parts.client.output(id, &body));
+        let (what, result) = (format!("output of execution {id}"), self.loaded.client.output(id, &body));
         let now = self.heard(&what, &result);
+        if result.is_ok() {
+            self.last_delivery = now;
+        }
         self.active[i].sent(result, now);
     }
 
@@ -492,11 +697,11 @@ impl Runner {
         let Some(outcome) = self.active[i].outcome_to_report() else { return };
         let id = &self.active[i].spec.id;
         let (what, result) =
-            (format!("completion of execution {id}"), self.parts.client.complete(id, outcome));
+            (format!("completion of execution {id}"), self.loaded.client.complete(id, outcome));
         let now = self.heard(&what, &result);
-        if self.active[i].completed(result, outcome, &mut self.parts.audit, now) {
+        if self.active[i].completed(result, outcome, &mut self.audit, now) {
             self.active.remove(i);
-            self.last_activity = Some(now);
+            (self.last_activity, self.last_delivery) = (Some(now), now);
             if self.more_pending {
                 self.poll.hurry(now);
             }
@@ -504,12 +709,19 @@ impl Runner {
     }
 }
 
-/// Plans when a duty of the runner's own comes again after a failure.
-fn put_off(duty: &mut Recurring, what: &'static str, failure: &Failure, link: &mut Link, now: Instant) {
+/// Plans when a duty of the runner's own comes again after a failure. Returns whether that is a retry.
+fn put_off(
+    duty: &mut Recurring,
+    what: &'static str,
+    failure: &Failure,
+    link: &mut Link,
+    now: Instant,
+) -> bool {
     if let Failure::Refused { .. } = failure {
         link.refused(what, failure);
         duty.refused(now);
+        false
     } else {
-        duty.failed(now, failure.retry_after());
+        duty.failed(now, failure.retry_after())
     }
 }

@@ -3,26 +3,32 @@
 //! It is found without running Python, from options, the environment and the project's path only. Never the shared
 //! temporary directory: there anybody may put something in our place first.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::Environment;
-use crate::sys;
+use crate::sys::{self, PidFd};
 
-/// A state directory that has been made, checked and locked. The lock is held as long as this value lives.
+/// Below the state directory: where each execution has its own.
+const EXECUTIONS: &str = "executions";
+
+/// The lock's file. A record lock, because the kernel itself can then be asked which process holds it, without taking
+/// it: a PID in a file could be a dead runner's, and by now an innocent's.
+const LOCK: &str = "runner.lock";
+
+/// A state directory that has been made, checked and locked. The lock is held as long as this process lives.
 pub struct StateDir {
     path: PathBuf,
-    /// The lock is the truth; the PID inside it is a label.
-    _lock: File,
+    lock: File,
 }
 
 /// Why a runner cannot have the state directory.
 #[derive(Debug)]
 pub enum Error {
-    /// Another runner has it; its PID, if it has written it already.
-    Taken(PathBuf, Option<u32>),
+    /// Another runner has it.
+    Taken(Occupant),
     /// It cannot be trusted as it is: somebody has to change it.
     Untrusted(String),
     /// The system would not let it be made or locked, now.
@@ -35,21 +41,20 @@ impl StateDir {
     /// # Errors
     /// Another runner holds the lock, or the directory cannot be trusted or used.
     pub fn open(path: PathBuf) -> Result<Self, Error> {
-        let unusable = |what: &str, e: io::Error| {
-            Error::Unusable(format!(
-                "cannot {what} the state directory '{}': {e}; name another one with --state-dir",
-                path.display()
-            ))
+        prepare(&path)?;
+        let unusable = |e: io::Error| unusable("lock", &path, &e);
+        let lock = loop {
+            let file = open_lock(&path).map_err(unusable)?;
+            if sys::lock_record(&file).map_err(unusable)? {
+                break file;
+            }
+            // It may have been let go of in between.
+            if let Some(pid) = sys::record_lock_holder(&file).map_err(unusable)? {
+                return Err(Error::Taken(Occupant { pid, path, lock: file }));
+            }
         };
-        make_private(&path).map_err(|e| unusable("make", e))?;
-        check_private(&path).map_err(Error::Untrusted)?;
-        let lock = take_lock(&path).map_err(|e| unusable("lock", e))?;
-        let Ok(lock) = lock else {
-            let pid = fs::read_to_string(path.join("runner.lock")).ok().and_then(|t| t.trim().parse().ok());
-            return Err(Error::Taken(path, pid));
-        };
-        make_private(&path.join("executions")).map_err(|e| unusable("use", e))?;
-        Ok(Self { path, _lock: lock })
+        label(&lock).map_err(unusable)?;
+        Ok(Self { path, lock })
     }
 
     pub fn path(&self) -> &Path {
@@ -58,7 +63,128 @@ impl StateDir {
 
     /// Where each execution has its directory.
     pub fn executions(&self) -> PathBuf {
-        self.path.join("executions")
+        self.path.join(EXECUTIONS)
+    }
+
+    /// Makes the directory anew and locks it, if it was removed meanwhile. Returns whether it was.
+    ///
+    /// # Errors
+    /// Another runner has taken the place, or it cannot be made.
+    pub fn keep(&mut self) -> Result<bool, Error> {
+        // Only looked at: to close any descriptor of the file would end the lock.
+        let ours = self.lock.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
+        let there = fs::metadata(self.path.join(LOCK)).map(|meta| (meta.dev(), meta.ino())).ok();
+        if ours != there {
+            *self = Self::open(self.path.clone())?;
+            return Ok(true);
+        }
+        let is_whole = self.executions().is_dir();
+        if !is_whole {
+            prepare(&self.path)?;
+        }
+        Ok(!is_whole)
+    }
+}
+
+/// Makes the directory if it is missing, and checks that it is ours alone.
+///
+/// # Errors
+/// It cannot be made or trusted.
+pub fn prepare(path: &Path) -> Result<(), Error> {
+    make_private(path).map_err(|e| unusable("make", path, &e))?;
+    check_private(path).map_err(Error::Untrusted)?;
+    make_private(&path.join(EXECUTIONS)).map_err(|e| unusable("use", path, &e))
+}
+
+fn unusable(what: &str, path: &Path, error: &io::Error) -> Error {
+    Error::Unusable(format!(
+        "cannot {what} the state directory '{}': {error}; name another one with --state-dir",
+        path.display()
+    ))
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path.join(LOCK))
+}
+
+/// The PID, for people and for tools that expect one; nothing here believes it.
+fn label(mut lock: &File) -> io::Result<()> {
+    lock.set_len(0)?;
+    lock.rewind()?;
+    writeln!(lock, "{}", std::process::id())
+}
+
+/// The runner that has a state directory: the process that holds its lock, and nothing else.
+#[derive(Debug)]
+pub struct Occupant {
+    pid: u32,
+    path: PathBuf,
+    lock: File,
+}
+
+impl Occupant {
+    /// Finds the runner that has the directory at `path`, without disturbing anybody.
+    ///
+    /// # Errors
+    /// The lock cannot be looked at: whether there is a runner cannot be told.
+    pub fn find(path: &Path) -> io::Result<Option<Self>> {
+        match File::open(path.join(LOCK)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+            Ok(lock) => {
+                let pid = sys::record_lock_holder(&lock)?;
+                Ok(pid.map(|pid| Self { pid, path: path.to_owned(), lock }))
+            }
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The state directory that it has.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `PID 4711`, for messages.
+    pub fn name(&self) -> String {
+        match self.pid {
+            0 => "a process that cannot be seen from here".to_owned(),
+            pid => format!("PID {pid}"),
+        }
+    }
+
+    /// Whether it has ended, or given the directory away.
+    ///
+    /// # Errors
+    /// The lock cannot be looked at.
+    pub fn is_gone(&self) -> io::Result<bool> {
+        Ok(sys::record_lock_holder(&self.lock)? != Some(self.pid))
+    }
+
+    /// Sends it a signal. A process that does not hold the lock at that very moment never gets one.
+    ///
+    /// # Errors
+    /// It cannot be seen from here, or belongs to somebody else.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        if self.pid == 0 {
+            return Err(io::Error::other("its PID is not visible from here (another container?)"));
+        }
+        let process = PidFd::open(self.pid);
+        // That the lock is held by this PID still, now that the process is pinned, proves whose it is.
+        if self.is_gone()? {
+            return Ok(());
+        }
+        match process {
+            Ok(process) => process.signal(signal),
+            Err(error) if sys::is_no_such_process(&error) => Ok(()),
+            // The kernel has no pidfds, or a sandbox forbids them: what is left is the proof of an instant ago.
+            Err(_) => {
+                sys::kill_child(self.pid, signal);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -66,28 +192,40 @@ impl StateDir {
 ///
 /// # Errors
 /// Neither an option nor the environment says where state may be kept.
-pub fn choose(option: Option<PathBuf>, environment: &Environment, root: &Path) -> Result<PathBuf, String> {
+pub fn choose(
+    option: Option<&Path>,
+    environment: &Environment,
+    root: impl FnOnce() -> Result<PathBuf, String>,
+) -> Result<PathBuf, String> {
     if let Some(path) = option {
-        return Ok(path);
+        return absolute(path);
     }
     if let Some(path) =
         environment.get("DJANGOCOMMAND_STATE_DIR").or(environment.get("MANAGECOMMAND_STATE_DIR"))
     {
-        return Ok(path.into());
+        return absolute(Path::new(path));
     }
     // systemd lists several directories with colons between; the first one is the unit's own.
     if let Some(path) = environment.get("STATE_DIRECTORY").and_then(|list| list.split(':').next()) {
         return Ok(path.into());
     }
-    let project = escaped(root);
+    let project = escaped(&root()?);
     if sys::effective_uid() == 0 {
         return Ok(Path::new("/var/lib/djangocommand").join(project));
     }
     let base = environment.get("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let home = || environment.get("HOME").map(|home| Path::new(home).join(".local/state"));
-    base.or_else(home).map(|base| base.join("djangocommand").join(project)).ok_or_else(|| {
+    // std knows the home directory of the password file too: some supervisors set no HOME.
+    let home = || environment.get("HOME").map(PathBuf::from).or_else(std::env::home_dir);
+    let base =
+        base.or_else(|| home().filter(|home| home.is_absolute()).map(|home| home.join(".local/state")));
+    base.map(|base| base.join("djangocommand").join(project)).ok_or_else(|| {
         "neither HOME nor XDG_STATE_HOME is set: name a state directory with --state-dir".to_owned()
     })
+}
+
+/// A detached runner and a shim must not depend on the working directory.
+fn absolute(path: &Path) -> Result<PathBuf, String> {
+    std::path::absolute(path).map_err(|e| format!("cannot use the state directory '{}': {e}", path.display()))
 }
 
 /// A path as one file name, written as `systemd-escape --path` does: `/srv/my-app` is `srv-my\x2dapp`.
@@ -134,25 +272,6 @@ fn check_private(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn take_lock(path: &Path) -> io::Result<Result<File, ()>> {
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path.join("runner.lock"))?;
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => return Ok(Err(())),
-        Err(TryLockError::Error(error)) => return Err(error),
-        Ok(()) => {}
-    }
-    file.set_len(0)?;
-    file.rewind()?;
-    writeln!(file, "{}", std::process::id())?;
-    Ok(Ok(file))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,22 +291,26 @@ mod tests {
     }
 
     #[test]
-    fn a_second_runner_is_told_who_has_the_directory() {
+    fn the_directory_is_made_private_and_made_anew_when_it_is_removed() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("a/b");
-        let first = StateDir::open(path.clone()).unwrap();
-        assert_eq!(fs::metadata(first.path()).unwrap().mode() & 0o777, 0o700);
-        assert!(matches!(StateDir::open(path), Err(Error::Taken(_, Some(pid))) if pid == std::process::id()));
+        let mut state = StateDir::open(path.clone()).unwrap();
+        assert_eq!(fs::metadata(state.path()).unwrap().mode() & 0o777, 0o700);
+        assert!(!state.keep().unwrap());
+        fs::remove_dir_all(&path).unwrap();
+        assert!(state.keep().unwrap() && !state.keep().unwrap());
+        fs::remove_dir(state.executions()).unwrap();
+        assert!(state.keep().unwrap() && state.executions().is_dir());
     }
 
     #[test]
     fn a_stale_or_garbled_lock_file_does_not_keep_a_runner_out() {
-        let _turn = sys::no_forks_meanwhile();
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("state");
         make_private(&path).unwrap();
         for content in ["1\n", "garbage \0\u{1}", ""] {
-            fs::write(path.join("runner.lock"), content).unwrap();
+            fs::write(path.join(LOCK), content).unwrap();
+            assert!(Occupant::find(&path).unwrap().is_none(), "whatever the file says");
             drop(StateDir::open(path.clone()).unwrap());
         }
     }

@@ -1,10 +1,12 @@
 //! The only file that talks to libc, and the only one with `unsafe`.
 //!
 //! Each function is a thin, safe wrapper around one kernel service that std does not offer: sessions, groups,
-//! descendants, pidfds, an IPv4-only name lookup, local time. Nothing here decides anything.
+//! descendants, pidfds, record locks, an IPv4-only name lookup, clocks, the standard streams. Nothing here decides
+//! anything.
 #![expect(unsafe_code, reason = "the one place for system calls that std does not wrap")]
 
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,8 +14,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
 use std::ptr;
+use std::time::Duration;
 
-pub use libc::{SIGCHLD, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIGUSR2};
+pub use libc::{SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIGUSR2};
 
 /// What becomes of a child process when the thread that started it ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -96,6 +99,21 @@ fn die_with_parent(parent: u32) -> io::Result<()> {
     if now.cast_unsigned() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
 }
 
+/// Lets this process live on when the one that started it ends: takes `Bond::DiesWithParent` back.
+pub fn outlive_parent() {
+    // SAFETY: prctl with an integer argument.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
+}
+
+/// Whether `signal` is ignored, as `nohup` makes SIGHUP.
+pub fn is_ignored(signal: i32) -> bool {
+    // SAFETY: a sigaction is plain data, valid when all zero.
+    let mut now: libc::sigaction = unsafe { mem::zeroed() };
+    // SAFETY: nothing is set, and what is asked for lives through the call.
+    let result = unsafe { libc::sigaction(signal, ptr::null(), &raw mut now) };
+    result == 0 && now.sa_sigaction == libc::SIG_IGN
+}
+
 /// Makes orphaned descendants children of this process, so that they can be found and reaped.
 pub fn become_subreaper() -> io::Result<()> {
     // SAFETY: prctl with integer arguments.
@@ -122,6 +140,26 @@ pub fn reap() -> Option<Reaped> {
     (pid > 0).then(|| Reaped { pid: pid.cast_unsigned(), status: ExitStatus::from_raw(status) })
 }
 
+/// The PID of one child that has ended, if there is one. It stays a zombie, so that the number is no other's yet.
+pub fn ended_child() -> Option<u32> {
+    // SAFETY: siginfo_t is plain data, valid when all zero.
+    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` lives through the call.
+    let result = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, options) };
+    // SAFETY: waitid fills in this field, or leaves the zero.
+    let pid = unsafe { info.si_pid() };
+    (result == 0 && pid > 0).then(|| pid.cast_unsigned())
+}
+
+/// Reaps the child `pid` if it has ended, without waiting.
+pub fn reap_child(pid: u32) -> Option<ExitStatus> {
+    let mut status = 0;
+    // SAFETY: `status` lives through the call.
+    let reaped = unsafe { libc::waitpid(pid.cast_signed(), &raw mut status, libc::WNOHANG) };
+    (reaped > 0).then(|| ExitStatus::from_raw(status))
+}
+
 /// From now on the kernel reaps all children, those that have ended already too. Nobody may wait for one after this.
 pub fn leave_no_zombies() {
     // SAFETY: SIG_IGN installs no code of ours.
@@ -140,6 +178,42 @@ pub fn kill_child(pid: u32, signal: i32) {
 pub fn kill_group(leader: u32, signal: i32) {
     // SAFETY: kill takes integers. A group that is gone already is no error for the caller.
     unsafe { libc::kill(-leader.cast_signed(), signal) };
+}
+
+/// Takes a record lock on the whole of `file`, unless another process has one. The kernel drops it when this process
+/// ends, and as soon as it closes *any* descriptor of that file.
+///
+/// # Errors
+/// The file system has no locks, or `file` is not open for writing.
+pub fn lock_record(file: &File) -> io::Result<bool> {
+    let wanted = whole_file_lock();
+    // SAFETY: the descriptor is open while `file` is borrowed, and `wanted` lives through the call.
+    match check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const wanted) }) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EAGAIN)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The process that holds a record lock on `file`, by the kernel's own word and without disturbing it. 0 stands for a
+/// process that cannot be seen from here (another container's).
+///
+/// # Errors
+/// The file system has no locks.
+pub fn record_lock_holder(file: &File) -> io::Result<Option<u32>> {
+    let mut asked = whole_file_lock();
+    // SAFETY: the descriptor is open while `file` is borrowed, and `asked` lives through the call.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut asked) })?;
+    let is_free = libc::c_int::from(asked.l_type) == libc::F_UNLCK;
+    Ok((!is_free).then(|| u32::try_from(asked.l_pid).unwrap_or(0)))
+}
+
+fn whole_file_lock() -> libc::flock {
+    // SAFETY: a flock is plain data, valid when all zero: from the file's beginning, to its end whatever that is.
+    let mut lock: libc::flock = unsafe { mem::zeroed() };
+    // The constants' type differs between C libraries.
+    (lock.l_type, lock.l_whence) = (libc::F_WRLCK as _, libc::SEEK_SET as _);
+    lock
 }
 
 /// A reference to a process that cannot come to mean another one.
@@ -252,6 +326,28 @@ pub fn local_time(unix_seconds: i64) -> String {
     )
 }
 
+/// The time since an instant in the past that stays the same until the next boot, by the clock that systemd means when
+/// it says `MONOTONIC_USEC`.
+pub fn monotonic() -> Duration {
+    // SAFETY: timespec is plain data, valid when all zero.
+    let mut t: libc::timespec = unsafe { mem::zeroed() };
+    // SAFETY: `t` lives through the call, which cannot fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut t) };
+    Duration::new(u64::try_from(t.tv_sec).unwrap_or(0), u32::try_from(t.tv_nsec).unwrap_or(0))
+}
+
+/// Makes standard output and standard error write to `file`, for this process and those that it starts.
+///
+/// # Errors
+/// The limit of open files is less than 3.
+pub fn redirect_output(file: &File) -> io::Result<()> {
+    for stream in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        // SAFETY: the call takes integers. Nobody owns the two standard streams, so none loses what it has.
+        check(unsafe { libc::dup2(file.as_raw_fd(), stream) })?;
+    }
+    Ok(())
+}
+
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -275,6 +371,12 @@ mod tests {
         assert_eq!(&a[14..15], "4");
         assert!("89ab".contains(&a[19..20]), "{a}");
         assert_eq!(a, a.to_lowercase());
+    }
+
+    #[test]
+    fn the_monotonic_clock_goes_forward() {
+        let before = monotonic();
+        assert!(before > Duration::ZERO && monotonic() >= before);
     }
 
     #[test]

@@ -93,16 +93,18 @@ impl Recurring {
         self.succeeded(now);
     }
 
-    /// Retries sooner while retries are left, then comes again in its turn.
-    pub fn failed(&mut self, now: Instant, asked: Option<Duration>) {
+    /// Retries sooner while retries are left, then comes again in its turn. Returns whether it is a retry.
+    pub fn failed(&mut self, now: Instant, asked: Option<Duration>) -> bool {
+        let is_retry = self.retry.failures() < self.max_retries as usize;
         self.due = now
-            + if self.retry.failures() < self.max_retries as usize {
+            + if is_retry {
                 self.retry.failed(now, asked)
             } else {
                 self.retry.succeeded();
                 self.interval.max(asked.unwrap_or_default().min(RETRY_AFTER_MAX))
             };
         self.not_before = asked.map(|_| self.due);
+        is_retry
     }
 
     /// Brings the next turn forward to `when`, unless a retry is planned or the server asked for a wait.
@@ -163,6 +165,22 @@ pub fn http_date(text: &str) -> Option<u64> {
     let days =
         era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
     Some(days * 86_400 + hour * 3600 + minute * 60 + second)
+}
+
+/// A Unix time in seconds as ISO 8601 has it, in UTC: `2026-11-22T19:21:12Z`.
+pub fn iso_8601(unix: f64) -> String {
+    let seconds = Duration::try_from_secs_f64(unix).unwrap_or_default().as_secs();
+    // Howard Hinnant's `civil_from_days`, with the year beginning in March.
+    let days = seconds / 86_400 + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
 #[cfg(test)]
@@ -245,5 +263,17 @@ mod tests {
         assert_eq!(http_date("Thu, 01 Jan 1970 00:00:00 GMT"), Some(0));
         assert_eq!(http_date("Tue, 29 Feb 2000 12:00:00 GMT"), Some(951_825_600));
         assert_eq!(http_date("Sun, 22 Nov 2026 19:21:12 GMT"), Some(1_795_375_272));
+    }
+
+    #[test]
+    fn iso_8601_counts_leap_days() {
+        for (unix, said) in [
+            (0.0, "1970-01-01T00:00:00Z"),
+            (951_825_600.5, "2000-02-29T12:00:00Z"),
+            (1_795_375_272.0, "2026-11-22T19:21:12Z"),
+            (-1.0, "1970-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(iso_8601(unix), said);
+        }
     }
 }

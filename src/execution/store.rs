@@ -118,8 +118,7 @@ impl ExecutionDir {
         Self { path }
     }
 
-    /// The directories below `executions` that are named by an id; nothing else there is ours to touch. What a crash
-    /// left of finished ones is removed on the way.
+    /// The directories below `executions` that are named by an id; nothing else there is ours to touch.
     ///
     /// # Errors
     /// `executions` cannot be read.
@@ -127,16 +126,27 @@ impl ExecutionDir {
         let mut found = Vec::new();
         for entry in fs::read_dir(executions)? {
             let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let is_id = |name: &str| ExecutionId::try_from(name.to_owned()).is_ok();
-            if name.strip_suffix(DONE_SUFFIX).is_some_and(is_id) {
-                let _ = fs::remove_dir_all(&path);
-            } else if is_id(&name) {
+            if is_id(&path.file_name().unwrap_or_default().to_string_lossy()) {
                 found.push(Self { path });
             }
         }
         found.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(found)
+    }
+
+    /// Removes what a crash has left of finished executions.
+    ///
+    /// # Errors
+    /// `executions` cannot be read.
+    pub fn clean(executions: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(executions)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.strip_suffix(DONE_SUFFIX).is_some_and(is_id) {
+                let _ = fs::remove_dir_all(&path);
+            }
+        }
+        Ok(())
     }
 
     pub fn path(&self) -> &Path {
@@ -202,6 +212,15 @@ impl ExecutionDir {
             }
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    /// The PID of the shim that once began, without touching its lock: it may be dead by now. `None`: none has begun.
+    ///
+    /// # Errors
+    /// The lock file is there, but cannot be read.
+    pub fn keeper_pid(&self) -> io::Result<Option<u32>> {
+        let content = optional(fs::read_to_string(self.path.join("shim.lock")))?;
+        Ok(content.and_then(|content| content.trim().parse().ok()))
     }
 
     pub fn output_path(&self) -> PathBuf {
@@ -287,6 +306,10 @@ impl ExecutionDir {
         fs::rename(&temporary, self.path.join(name))?;
         sync_dir(&self.path)
     }
+}
+
+fn is_id(name: &str) -> bool {
+    ExecutionId::try_from(name.to_owned()).is_ok()
 }
 
 fn sync_dir(path: &Path) -> io::Result<()> {

@@ -1,10 +1,11 @@
 //! Finds the Django project and its Python, without running either.
 
 pub mod probe;
+pub mod watch;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::config::Environment;
 use crate::sys;
@@ -13,9 +14,10 @@ use crate::sys;
 const VENV_NAMES: [&str; 4] = [".venv", "venv", "env", ".virtualenv"];
 
 /// A project that can be asked and whose commands can be run. Paths are text, because they are kept in JSON.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Project {
-    /// The directory that has manage.py; commands are run there.
+    /// The directory that has manage.py; commands are run there. Its name as the user has it: a symbolic link in it,
+    /// such as the one that a deployment moves to the next release, is followed anew each time.
     pub root: String,
     /// Without it commands run by `python -m django`.
     pub has_manage_py: bool,
@@ -37,27 +39,7 @@ impl Project {
         settings_module: Option<&str>,
         environment: &Environment,
     ) -> Result<Self, String> {
-        let start = fs::canonicalize(start)
-            .map_err(|e| format!("cannot use the directory '{}': {e}", start.display()))?;
-        let with_manage_py = start
-            .ancestors()
-            .find(|dir| {
-                let manage_py = dir.join("manage.py");
-                manage_py.is_file() && (*dir == start || is_trusted(&manage_py, &start))
-            })
-            .map(Path::to_owned);
-        let has_settings = settings_module.or(environment.get("DJANGO_SETTINGS_MODULE")).is_some();
-        let has_manage_py = with_manage_py.is_some();
-        let root = match with_manage_py {
-            Some(root) => root,
-            None if has_settings => start,
-            None => {
-                return Err(format!(
-                    "no manage.py in '{}' or above it: name the project with -C DIR, or its settings with --settings",
-                    start.display()
-                ));
-            }
-        };
+        let (root, has_manage_py) = find_root(start, settings_module, environment)?;
         let (python, python_from) = match python {
             Some(path) => (named_python(path, environment)?, "--python".to_owned()),
             None => find_python(&root, environment).ok_or(
@@ -75,12 +57,67 @@ impl Project {
     }
 }
 
+/// The directory of the project at or above `start`, and whether it has a manage.py. No Python need be there.
+///
+/// # Errors
+/// There is no such directory or no project: what was looked for, and the options that name it.
+pub fn find_root(
+    start: &Path,
+    settings_module: Option<&str>,
+    environment: &Environment,
+) -> Result<(PathBuf, bool), String> {
+    let unusable = |e| format!("cannot use the directory '{}': {e}", start.display());
+    let physical = fs::canonicalize(start).map_err(unusable)?;
+    let mut named = from_here(start, environment);
+    if leads_up(&named) {
+        // What `..` means after a symbolic link only the kernel knows.
+        named.clone_from(&physical);
+    }
+    let has_manage_py = |dir: &&Path| {
+        let manage_py = dir.join("manage.py");
+        manage_py.is_file() && (**dir == named || is_trusted(&manage_py, &named))
+    };
+    // Above a symbolic link there may be nothing, and the project above what it leads to.
+    if let Some(root) = named.ancestors().chain(physical.ancestors()).find(has_manage_py) {
+        return Ok((root.to_owned(), true));
+    }
+    if settings_module.or(environment.get("DJANGO_SETTINGS_MODULE")).is_some() {
+        return Ok((named, false));
+    }
+    Err(format!(
+        "no manage.py in '{}' or above it: name the project with -C DIR, or its settings with --settings",
+        named.display()
+    ))
+}
+
+/// The absolute path of what the user has named, with the symbolic links that the user sees in it.
+pub fn from_here(path: &Path, environment: &Environment) -> PathBuf {
+    let here = std::env::current_dir().unwrap_or_default();
+    absolute(path, environment.get("PWD").map(Path::new), &here)
+}
+
+/// By the rule of `pwd -L`: a relative path is one from `pwd`, the shell's name for the working directory, if that is
+/// where this process is. A `.` and a second slash go by the components.
+fn absolute(path: &Path, pwd: Option<&Path>, here: &Path) -> PathBuf {
+    let pwd = pwd.filter(|pwd| pwd.is_absolute() && !leads_up(pwd) && is_same_directory(pwd, here));
+    pwd.unwrap_or(here).join(path).components().collect()
+}
+
+fn leads_up(path: &Path) -> bool {
+    path.components().any(|part| part == Component::ParentDir)
+}
+
+fn is_same_directory(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    identity(one).is_some_and(|known| Some(known) == identity(other))
+}
+
 /// `--python`: a path, or a name to be found on PATH.
 fn named_python(path: &Path, environment: &Environment) -> Result<PathBuf, String> {
     let found = if path.components().count() == 1 && !path.is_absolute() {
         on_path(path, environment)
     } else {
-        std::path::absolute(path).ok().filter(|path| path.is_file())
+        Some(from_here(path, environment)).filter(|path| path.is_file())
     };
     found.ok_or_else(|| format!("the Python '{}' named by --python does not exist", path.display()))
 }
@@ -91,10 +128,12 @@ fn find_python(root: &Path, environment: &Environment) -> Option<(PathBuf, Strin
     if let Some(python) = environment.get("VIRTUAL_ENV").and_then(|venv| in_venv(venv.into())) {
         return Some((python, "$VIRTUAL_ENV".to_owned()));
     }
-    for dir in near_directories(root) {
+    // A virtualenv beside what a symbolic link leads to is as near as one beside the link.
+    let physical = fs::canonicalize(root).unwrap_or_default();
+    for dir in near_directories(root).chain(near_directories(&physical)) {
         let venvs = VENV_NAMES.iter().map(|name| dir.join(name)).filter(|venv| {
             let mark = venv.join("pyvenv.cfg");
-            mark.is_file() && (dir == root || is_trusted(&mark, root))
+            mark.is_file() && (dir == root || dir == physical || is_trusted(&mark, root))
         });
         if let Some((venv, python)) = venvs.filter_map(|venv| Some((venv.clone(), in_venv(venv)?))).next() {
             return Some((python, format!("the virtualenv '{}'", venv.display())));
@@ -158,6 +197,65 @@ fn text(path: &Path) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// A directory `releases/1/site` and a link `current` to `releases/1`, below a real path.
+    fn deployment() -> (tempfile::TempDir, PathBuf) {
+        let temp = tempfile::tempdir().unwrap();
+        let top = fs::canonicalize(temp.path()).unwrap();
+        fs::create_dir_all(top.join("releases/1/site")).unwrap();
+        symlink("releases/1", top.join("current")).unwrap();
+        (temp, top)
+    }
+
+    #[test]
+    fn a_directory_keeps_the_symbolic_links_that_the_user_sees_in_its_name() {
+        let (_temp, top) = deployment();
+        let (current, release) = (top.join("current"), top.join("releases/1"));
+        let slashes = PathBuf::from(format!("{}//./current/site/", top.display()));
+        for (start, pwd, here, expected) in [
+            (current.as_path(), None, &top, current.clone()),
+            (&slashes, None, &top, current.join("site")),
+            (Path::new("."), Some(current.as_path()), &release, current.clone()),
+            (Path::new("site"), Some(&current), &release, current.join("site")),
+            (Path::new("./site/"), Some(&current), &release, current.join("site")),
+            (Path::new("../x"), Some(&current), &release, current.join("../x")),
+            (Path::new("site"), None, &release, release.join("site")),
+            // A $PWD of another process, of another kind, or of nothing at all.
+            (Path::new("."), Some(&top), &release, release.clone()),
+            (Path::new("."), Some(Path::new("current")), &release, release.clone()),
+            (Path::new("."), Some(&current.join("site/..")), &release, release.clone()),
+            (Path::new("."), Some(&top.join("gone")), &release, release.clone()),
+        ] {
+            assert_eq!(absolute(start, pwd, here), expected, "{start:?} {pwd:?} {here:?}");
+        }
+    }
+
+    #[test]
+    fn a_project_is_found_by_the_name_that_it_was_given_and_without_a_python() {
+        let (_temp, top) = deployment();
+        let environment = Environment::default();
+        let current = top.join("current");
+        let find = |start: &Path| find_root(start, None, &environment);
+        let missing = find(&top.join("gone")).unwrap_err();
+        assert!(missing.starts_with(&format!("cannot use the directory '{}/gone': No such", top.display())));
+        assert!(find(&current).unwrap_err().starts_with(&format!("no manage.py in '{}'", current.display())));
+        assert_eq!(find_root(&current, Some("s"), &environment), Ok((current.clone(), false)));
+        fs::write(top.join("releases/1/manage.py"), "").unwrap();
+        assert_eq!(find(&current), Ok((current.clone(), true)));
+        assert_eq!(find(&current.join("site")), Ok((current.clone(), true)));
+        assert_eq!(
+            find(&current.join("../1")),
+            Ok((top.join("releases/1"), true)),
+            "not what is in `current`"
+        );
+        symlink("releases/1/site", top.join("aside")).unwrap();
+        assert_eq!(
+            find(&top.join("aside")),
+            Ok((top.join("releases/1"), true)),
+            "above what a link leads to"
+        );
+    }
 
     #[test]
     fn what_a_stranger_put_above_the_project_is_not_run() {

@@ -17,6 +17,9 @@ import traceback
 
 MARK = b"djangocommand-probe:"
 PREFIXES = ("DJANGOCOMMAND_", "MANAGECOMMAND_")
+# Directories below a project whose code comes from a package manager.
+FOREIGN = ("site-packages", "dist-packages", "node_modules")
+FILES_MAX = 10000
 
 answers = os.dup(1)
 os.dup2(2, 1)
@@ -68,7 +71,71 @@ def describe(name, app, bound_args, broken):
     return described
 
 
-def work(wanted_settings):
+def is_own(directory, root, known):
+    """Whether what lies in a directory is the project's own code, and not that of a virtualenv below its root."""
+    if directory not in known:
+        above, name = os.path.split(directory)
+        known[directory] = directory == root or (
+            name not in FOREIGN
+            and not os.path.exists(os.path.join(directory, "pyvenv.cfg"))
+            and is_own(above, root, known)
+        )
+    return known[directory]
+
+
+def is_text(path):
+    try:
+        return b"\0" not in path.encode("utf-8")
+    except UnicodeError:
+        return False
+
+
+def loaded_files():
+    for module in list(sys.modules.values()):
+        try:
+            # Not by getattr: a module that is loaded on first use would be loaded by it.
+            path = object.__getattribute__(module, "__dict__").get("__file__")
+        except Exception:
+            continue
+        if isinstance(path, str):
+            yield path
+
+
+def command_files(commands):
+    """Where apps have their commands: a directory or file that is missing may come, and one that is broken may be
+    mended."""
+    from django.apps import apps
+
+    homes = dict((c.name, os.path.join(c.path, "management", "commands")) for c in apps.get_app_configs())
+    files = [os.path.join(homes[app], name + ".py")
+             for name, app in commands.items() if isinstance(app, str) and app in homes]
+    return list(homes.values()) + files
+
+
+def project_files(root, real_root, commands):
+    """The project's own files that its settings, apps and commands come from, by their names below `root`."""
+    below, really_below = os.path.join(root, ""), os.path.join(real_root, "")
+    paths = [os.path.join(root, "manage.py"), os.path.join(root, ".env")]
+    try:
+        paths += command_files(commands)
+    except Exception:
+        pass  # Without them a new command shows when something else changes.
+    paths.extend(loaded_files())
+    files, known = set(), {}
+    for path in paths:
+        # A relative name comes from a relative import path, which began at the root.
+        if not os.path.isabs(path):
+            path = os.path.join(root, path)
+        if path.startswith(really_below):
+            # A project that resolves symbolic links must be watched where the link will lead next.
+            path = below + path[len(really_below):]
+        path = os.path.normpath(path) if "/." in path else path
+        if path.startswith(below) and is_text(path) and is_own(os.path.dirname(path), root, known):
+            files.add(path)
+    return sorted(files)[:FILES_MAX]
+
+
+def work(wanted_settings, root, real_root):
     """Answers the two questions, with the project loaded, and ends the process."""
     taken = os.environ.get("DJANGO_SETTINGS_MODULE")
     if wanted_settings and taken != wanted_settings:
@@ -87,6 +154,7 @@ def work(wanted_settings):
         "django_version": django.get_version(),
         "settings": dict((n, plain(getattr(settings, n))) for n in dir(settings) if n.startswith(PREFIXES)),
         "commands": list(commands),
+        "debug": bool(getattr(settings, "DEBUG", False)),
     })
     line = control.readline()
     if line:
@@ -99,7 +167,12 @@ def work(wanted_settings):
         by_name = sorted(described, key=lambda command: command["name"])
         canonical = json.dumps(by_name, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode("ascii")).hexdigest()
-        answer({"commands": described, "hash": "sha256:" + digest, "broken": [ascii_only(b) for b in broken]})
+        answer({
+            "commands": described,
+            "hash": "sha256:" + digest,
+            "broken": [ascii_only(b) for b in broken],
+            "files": project_files(root, real_root, commands),
+        })
     # Threads that the project has started must not hold the exit.
     leave(0)
 
@@ -116,6 +189,8 @@ def leave(status):
 def main(manage_py, root, wanted_settings):
     import django.core.management as management
 
+    real_root = os.path.realpath(root)
+
     class Stub(object):
         def __init__(self, utility):
             self.utility = utility
@@ -124,7 +199,7 @@ def main(manage_py, root, wanted_settings):
             error = getattr(self.utility, "settings_exception", None)
             if error is not None:
                 raise error
-            work(wanted_settings)
+            work(wanted_settings, root, real_root)
 
     management.ManagementUtility.fetch_command = lambda self, subcommand: Stub(self)
     sys.argv = ["manage.py", "djangocommand", "start"]
@@ -138,7 +213,7 @@ def main(manage_py, root, wanted_settings):
         import django
 
         django.setup()
-        work(wanted_settings)
+        work(wanted_settings, root, real_root)
     management.ManagementUtility(sys.argv).execute()
 
 

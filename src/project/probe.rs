@@ -1,6 +1,7 @@
 //! Asks the project's own Python what the project is: settings and commands first, then the help texts.
 //!
 //! Two questions, because only the settings say which commands policy lets run, and policy is decided in one place.
+//! Each answer can be waited for, or looked for now and then while other work goes on.
 //! The script goes through a pipe: nothing shows in `ps`, and no file is left behind.
 
 use std::collections::BTreeMap;
@@ -43,6 +44,8 @@ pub struct Facts {
     pub settings: BTreeMap<String, Value>,
     /// Names, in the order in which Django lists them.
     pub commands: Vec<String>,
+    /// The setting `DEBUG`.
+    pub debug: bool,
 }
 
 /// The second answer: what the dashboard is told, as the script wrote it.
@@ -52,6 +55,17 @@ pub struct Catalogue {
     pub hash: String,
     /// Commands that are listed without help because they cannot be loaded, each with the reason.
     pub broken: Vec<String>,
+    /// The project's own files that all this was loaded from, and those that would change it by coming: absolute paths.
+    pub files: Vec<String>,
+}
+
+/// How long to wait for an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all: it is there, or not yet.
+    No,
+    /// Until there is one, or the time that a project may take is over.
+    ForAnswer,
 }
 
 #[derive(Serialize)]
@@ -61,7 +75,7 @@ struct Wanted<'a> {
     bound_args: Vec<BTreeMap<&'static str, &'a str>>,
 }
 
-/// A project that has been loaded and waits for the second question.
+/// A project that is being asked. Dropped, it is ended with all that the project started in it.
 pub struct Probe {
     child: Child,
     stdin: ChildStdin,
@@ -79,11 +93,11 @@ struct Printed {
 }
 
 impl Probe {
-    /// Loads the project and asks the first question.
+    /// Starts the project's Python with the first question.
     ///
     /// # Errors
-    /// The project's own words about what is wrong, its last line first.
-    pub fn start(project: &Project) -> Result<(Self, Facts), String> {
+    /// The interpreter cannot be run.
+    pub fn begin(project: &Project) -> Result<Self, String> {
         // A bootstrap on the command line reads the script, so that the pipe stays open for the questions.
         let bootstrap = format!(
             "import os\ns=b''\nwhile len(s)<{0}:\n c=os.read(0,{0}-len(s))\n if not c:raise SystemExit(1)\n s+=c\n\
@@ -112,15 +126,23 @@ impl Probe {
             if project.has_manage_py { format!("{}/manage.py", project.root) } else { String::new() };
         let module = project.settings_module.as_deref().unwrap_or_default();
         let question = format!("{SCRIPT}{manage_py}\0{}\0{module}\n", project.root);
-        let facts: Facts = probe.ask(question.as_bytes())?;
-        Ok((probe, facts))
+        probe.ask(question.as_bytes());
+        Ok(probe)
+    }
+
+    /// The first answer; `None` if there is none yet and `wait` does not wait for it.
+    ///
+    /// # Errors
+    /// The project's own words about what is wrong, its last line first.
+    pub fn facts(&mut self, wait: Wait) -> Option<Result<Facts, String>> {
+        self.answer(wait)
     }
 
     /// Asks the second question: help texts of the commands that `policy` lets run, and the hash of them all.
     ///
     /// # Errors
-    /// As for `start`.
-    pub fn describe(mut self, facts: &Facts, policy: &Policy) -> Result<Catalogue, String> {
+    /// The question cannot be put into words.
+    pub fn ask_for_catalogue(&mut self, facts: &Facts, policy: &Policy) -> Result<(), String> {
         let admitted = facts.commands.iter().filter(|name| policy.admits(name).is_ok());
         let wanted: Vec<Wanted<'_>> = admitted
             .map(|name| {
@@ -132,22 +154,49 @@ impl Probe {
             .collect();
         let mut question = serde_json::to_vec(&wanted).map_err(|e| e.to_string())?;
         question.push(b'\n');
-        self.ask(&question)
+        self.ask(&question);
+        Ok(())
     }
 
-    fn ask<T: for<'de> Deserialize<'de>>(&mut self, question: &[u8]) -> Result<T, String> {
+    /// The second answer; `None` if there is none yet and `wait` does not wait for it.
+    ///
+    /// # Errors
+    /// As for `facts`.
+    pub fn catalogue(&mut self, wait: Wait) -> Option<Result<Catalogue, String>> {
+        self.answer(wait)
+    }
+
+    /// The child process; `None` once it is reaped, when its number may be another's.
+    pub fn pid(&self) -> Option<u32> {
+        (!self.is_reaped).then(|| self.child.id())
+    }
+
+    /// Ends the probe and all that the project started in it, and reaps it. Whoever reaps the children of this process
+    /// calls this when its turn comes; what it has answered, or why it has not, can still be asked.
+    pub fn ended(&mut self) {
+        let _ = self.end();
+    }
+
+    /// Neither question is longer than a pipe holds, or else the script is about to read it.
+    fn ask(&mut self, question: &[u8]) {
         // If it has ended already the write fails, and what it said tells more than that.
         let _ = self.stdin.write_all(question);
-        match self.answers.recv_timeout(self.deadline.saturating_duration_since(Instant::now())) {
+    }
+
+    fn answer<T: for<'de> Deserialize<'de>>(&mut self, wait: Wait) -> Option<Result<T, String>> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let limit = if wait == Wait::No { Duration::ZERO } else { left };
+        Some(match self.answers.recv_timeout(limit) {
             Ok(answer) => serde_json::from_slice(&answer)
                 .map_err(|e| format!("the project's Python answered nonsense: {e}")),
+            Err(RecvTimeoutError::Timeout) if wait == Wait::No && !left.is_zero() => return None,
             Err(RecvTimeoutError::Timeout) => Err(format!(
                 "the project did not load within {} s; what it printed:\n{}",
                 TIME_LIMIT.as_secs(),
                 self.printed()
             )),
             Err(RecvTimeoutError::Disconnected) => Err(self.last_words()),
-        }
+        })
     }
 
     fn printed(&self) -> String {
@@ -169,7 +218,7 @@ impl Probe {
 
     /// Ends the probe and all that the project started in it.
     fn end(&mut self) -> io::Result<ExitStatus> {
-        // Once it is reaped its number may be another's.
+        // Until it is reaped, if only as a zombie, its number is no other's. Its status is remembered by the child.
         if !mem::replace(&mut self.is_reaped, true) {
             sys::kill_group(self.child.id(), sys::SIGKILL);
         }

@@ -13,12 +13,11 @@ use crate::delivery::{self, Delivery};
 use crate::execution::segment::Stream;
 use crate::execution::store::{ExecutionDir, FORMAT, Keeper, Process, Spec, Task};
 use crate::execution::{Offer, Outcome};
+use crate::load::Loaded;
 use crate::log;
-use crate::policy::{Policy, Rejection};
+use crate::policy::Rejection;
 use crate::shim;
 use crate::timer::{Backoff, Recurring, unix_now};
-
-use super::Parts;
 
 /// How often the service is asked whether a running execution shall end (`protocol.md`, Meaning).
 const ASK_INTERVAL: Duration = Duration::from_secs(2);
@@ -61,14 +60,15 @@ pub(super) struct Active {
 }
 
 /// Lets policy decide on an offer.
-pub(super) fn decide(offer: Offer, policy: &Policy, found: &BTreeSet<String>, parts: &Parts) -> Spec {
+pub(super) fn decide(offer: Offer, found: &BTreeSet<String>, loaded: &Loaded) -> Spec {
     let Offer { id, command, request } = offer;
+    let policy = &loaded.config.policy;
     let decided = request.map_err(Rejection::malformed).and_then(|request| policy.approve(request, found));
     let task = match decided {
         Ok(approved) => {
-            let project = &parts.project;
+            let project = &loaded.project;
             let own = project.arguments().iter().map(|arg| (*arg).to_owned());
-            let mut argv = vec![parts.facts.python.clone()];
+            let mut argv = vec![loaded.facts.python.clone()];
             argv.extend(own);
             argv.push(approved.command().to_owned());
             argv.extend_from_slice(approved.args());
@@ -87,6 +87,7 @@ pub(super) fn decide(offer: Offer, policy: &Policy, found: &BTreeSet<String>, pa
 
 /// The executions that an earlier runner left, each at the stage that its directory shows.
 pub(super) fn adopt(executions: &Path, interval: Duration, retries: u32) -> io::Result<Vec<Active>> {
+    ExecutionDir::clean(executions)?;
     let mut adopted = Vec::new();
     for dir in ExecutionDir::list(executions)? {
         match adopt_one(dir.clone(), Recurring::new(interval, retries, Instant::now())) {
@@ -270,12 +271,18 @@ impl Active {
         }
     }
 
-    /// On the way out: what the service surely does not know to be ours is given back, and what it may have started is
-    /// ended before it begins, as the next runner would do.
-    pub(super) fn begin_no_more(&mut self) {
+    /// What the service surely does not know to be ours is given back: it stays pending there.
+    pub(super) fn give_back(&mut self) {
         if !self.announced && !self.unclear {
             self.gone = self.dir.remove().is_ok();
-        } else if matches!(self.stage, Stage::New) && !self.may_begin() {
+        }
+    }
+
+    /// On the way out: what can be given back is, and what the service may have started is ended before it begins, as the
+    /// next runner would do.
+    pub(super) fn begin_no_more(&mut self) {
+        self.give_back();
+        if !self.gone && matches!(self.stage, Stage::New) && !self.may_begin() {
             self.interrupt();
         }
     }
@@ -341,7 +348,7 @@ impl Active {
             }
             Err(failure @ Failure::Unreachable { .. }) => {
                 self.unclear = true;
-                self.announce.failed(now, failure.retry_after());
+                _ = self.announce.failed(now, failure.retry_after());
             }
         }
         true

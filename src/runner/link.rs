@@ -8,24 +8,19 @@ use std::time::{Duration, Instant};
 use crate::api::Failure;
 use crate::execution::quoted;
 use crate::log;
+use crate::status::{self, Key, Moment, Status};
 use crate::timer::Backoff;
 
 /// What failed may never be tried again: its execution was given up, or a suspension has ended the polls. After this
 /// long, that anything else is answered ends the outage too.
 const ABANDONED_AFTER: Duration = Duration::from_secs(120);
 
-#[derive(Clone, Copy, PartialEq)]
-enum Key {
-    /// No heartbeat has succeeded yet.
-    Unproven,
-    Good,
-    Refused,
-}
-
 struct Outage {
     /// What failed first; that it works again ends the outage. One execution's trouble is not another's.
     what: String,
     since: Instant,
+    began: Moment,
+    cause: String,
     /// When that was last tried.
     tried: Instant,
 }
@@ -34,6 +29,8 @@ pub(super) struct Link {
     key: Key,
     key_backoff: Backoff,
     outage: Option<Outage>,
+    /// When the service last answered anything at all.
+    contact: Option<Moment>,
     /// What the service refuses for good and has been said to.
     refused: BTreeSet<&'static str>,
     suspended: Option<String>,
@@ -44,21 +41,21 @@ impl Link {
     pub(super) fn new(hash: String) -> Self {
         let key_backoff = Backoff::new(Backoff::KEY);
         let refused = BTreeSet::new();
-        Self { key: Key::Unproven, key_backoff, outage: None, refused, suspended: None, hash }
+        Self { key: Key::Unproven, key_backoff, outage: None, contact: None, refused, suspended: None, hash }
     }
 
     /// Whether anything but a heartbeat may be sent.
     pub(super) fn key_is_good(&self) -> bool {
-        self.key == Key::Good
+        self.key == Key::Accepted
     }
 
     /// A heartbeat succeeded. Returns whether that is news.
     pub(super) fn key_accepted(&mut self) -> bool {
-        let news = self.key != Key::Good;
+        let news = self.key != Key::Accepted;
         if news {
             log::info!("connected: the service accepts the key");
         }
-        self.key = Key::Good;
+        self.key = Key::Accepted;
         news
     }
 
@@ -90,13 +87,48 @@ impl Link {
         log::warning!(
             "the service cannot be reached ({what}): {cause}; trying again, nothing is lost meanwhile"
         );
-        self.outage = Some(Outage { what: what.to_owned(), since: now, tried: now });
+        let (what, cause) = (what.to_owned(), cause.to_owned());
+        self.outage = Some(Outage { what, since: now, began: Moment::now(), cause, tried: now });
+    }
+
+    /// The service answered, whatever it said.
+    pub(super) fn answered(&mut self) {
+        self.contact = Some(Moment::now());
+    }
+
+    /// Puts what is known here into `status`.
+    pub(super) fn describe(&self, status: &mut Status) {
+        status.key = self.key;
+        status.contact = self.contact;
+        status.suspended.clone_from(&self.suspended);
+        let is_same = match (&status.outage, &self.outage) {
+            (Some(said), Some(outage)) => said.since == outage.began,
+            (said, outage) => said.is_none() && outage.is_none(),
+        };
+        if !is_same {
+            let outage = self.outage.as_ref();
+            status.outage = outage.map(|o| status::Outage { since: o.began, cause: o.cause.clone() });
+        }
+    }
+
+    /// Another key or another service: a heartbeat has to prove it first.
+    pub(super) fn renew(&mut self) {
+        (self.key, self.key_backoff) = (Key::Unproven, Backoff::new(Backoff::KEY));
+        (self.outage, self.contact, self.suspended) = (None, None, None);
+        self.refused.clear();
+    }
+
+    /// The project's commands have changed. Returns whether they have.
+    pub(super) fn set_hash(&mut self, hash: &str) -> bool {
+        let is_news = self.hash != hash;
+        hash.clone_into(&mut self.hash);
+        is_news
     }
 
     /// A request was answered. Returns whether that ended an outage.
     pub(super) fn reached(&mut self, what: &str, now: Instant) -> bool {
         // Not by the heartbeat that makes the key good again: what was denied before it may be denied once more.
-        if self.key == Key::Good {
+        if self.key == Key::Accepted {
             self.key_backoff.succeeded();
         }
         let ended =

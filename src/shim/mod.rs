@@ -8,12 +8,14 @@
 mod capture;
 mod descendants;
 
-use std::fs::File;
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +34,11 @@ pub const CANCEL: i32 = sys::SIGUSR1;
 /// The signal that asks the shim to kill its command at once.
 pub const FORCE: i32 = sys::SIGUSR2;
 
+/// What a shim calls itself, as its first argument.
+const NAME: &str = "djangocommand";
+
+/// How long a shim that was asked to cancel may take to end.
+pub const CANCEL_PATIENCE: Duration = Duration::from_secs(GRACE.as_secs() + KILL_PATIENCE.as_secs());
 /// From SIGTERM to SIGKILL (`protocol.md`, Meaning).
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a background process that holds the pipes may delay completion.
@@ -48,8 +55,12 @@ const DISK_RETRY: Duration = Duration::from_secs(1);
 /// No process can be started now.
 pub fn launch(dir: &ExecutionDir, lock: File) -> io::Result<()> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("djangocommand").arg(crate::cli::SHIM).arg(dir.path());
+    command.arg0(NAME).arg(crate::cli::SHIM).arg(dir.path());
     command.stdin(Stdio::from(lock)).stdout(Stdio::null()).stderr(Stdio::null());
+    // They are the runner's own: a command that meant well could speak to systemd in its name.
+    for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+        command.env_remove(variable);
+    }
     sys::isolate(&mut command, Bond::Independent);
     command.spawn().map(drop)
 }
@@ -74,6 +85,53 @@ pub fn ask(dir: &ExecutionDir, signal: i32) -> io::Result<bool> {
         }
         _ => Ok(false),
     }
+}
+
+/// The living shims of the executions below `executions`, known by their command lines: also one that has done its work
+/// and whose directory is gone, because a background process of its command still holds its pipes.
+pub fn running(executions: &Path) -> Vec<Running> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid| Some(Running { pid, directory: directory_of(pid)? }))
+        .filter(|shim| shim.directory.parent() == Some(executions))
+        .collect()
+}
+
+/// Whether the process is the shim of the execution in `directory`.
+pub fn is_shim_of(pid: u32, directory: &Path) -> bool {
+    directory_of(pid).is_some_and(|own| own == directory)
+}
+
+/// A process that looks after an execution.
+pub struct Running {
+    pid: u32,
+    directory: PathBuf,
+}
+
+impl Running {
+    /// Sends it a signal, if it is still there.
+    pub fn signal(&self, signal: i32) {
+        // Asked again with the process held: by now its PID could be another's.
+        let process = PidFd::open(self.pid);
+        match process {
+            _ if !is_shim_of(self.pid, &self.directory) => {}
+            Ok(process) => _ = process.signal(signal),
+            Err(_) => sys::kill_child(self.pid, signal),
+        }
+    }
+}
+
+/// The directory that a shim of this user was started with; `None` for any other process.
+fn directory_of(pid: u32) -> Option<PathBuf> {
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    if fs::metadata(&proc).ok()?.uid() != sys::effective_uid() {
+        return None;
+    }
+    let line = fs::read(proc.join("cmdline")).ok()?;
+    let mut words = line.strip_suffix(b"\0")?.split(|b| *b == 0);
+    let is_shim = words.next() == Some(NAME.as_bytes()) && words.next() == Some(crate::cli::SHIM.as_bytes());
+    let directory = words.next().filter(|_| is_shim)?;
+    Some(PathBuf::from(OsStr::from_bytes(directory)))
 }
 
 /// The whole life of a shim. What goes wrong once it has the lock is said in the execution's own output.
@@ -105,7 +163,7 @@ fn hold_lock_and_look_after(dir: &ExecutionDir) -> io::Result<()> {
 /// Takes the lock from standard input and writes the PID into it: from here on the execution has begun.
 fn take_over_lock(dir: &ExecutionDir) -> io::Result<File> {
     let mut lock = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let (ours, theirs) = (lock.metadata()?, std::fs::metadata(dir.path().join("shim.lock"))?);
+    let (ours, theirs) = (lock.metadata()?, fs::metadata(dir.path().join("shim.lock"))?);
     if (ours.dev(), ours.ino()) != (theirs.dev(), theirs.ino()) {
         return Err(io::Error::other("standard input is not its lock; only the runner starts shims"));
     }

@@ -1,11 +1,11 @@
 //! The command line and the state directory: what a user types, what the program answers, where it keeps its state.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{self, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -14,6 +14,7 @@ use crate::support::project::{Project, fake_project, system_python};
 use crate::support::runner::{BINARY, Runner};
 use crate::support::server::{Endpoint, Job, KEY, Server};
 use crate::support::state_dir::{MARK, StateDir};
+use crate::support::sys::lock_record;
 
 /// For what starts an interpreter or two.
 const SOON: Duration = Duration::from_secs(30);
@@ -23,8 +24,6 @@ const LATER: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65_534;
 /// Where every user finds a python3, even if the developer's own is in a private place.
 const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
-/// What the lock of a state directory that is in use says in these tests.
-const HOLDER: &str = "4242424";
 
 #[test]
 fn help_and_version_go_to_standard_output() {
@@ -54,8 +53,7 @@ fn help_and_version_go_to_standard_output() {
 #[test]
 fn a_wrong_command_line_exits_with_2_and_the_usage_on_standard_error() {
     for (args, said) in [
-        (&[][..], "no subcommand given"),
-        (&["strat"], "unknown subcommand 'strat'; did you mean 'start'?"),
+        (&["strat"][..], "unknown subcommand 'strat'; did you mean 'start'?"),
         (&["--frob"], "invalid option '--frob'"),
         (&["start", "--setings", "x"], "invalid option '--setings'; did you mean '--settings'?"),
         (&["start", "--python"], "missing argument for option '--python'"),
@@ -155,14 +153,15 @@ fn the_state_is_kept_where_the_first_of_the_ways_to_say_so_says() {
             command.arg("--state-dir").arg(path);
         }
         let output = command.envs(variables.iter().map(|(name, path)| (name, path))).output().unwrap();
-        let said = format!("(PID {HOLDER}) with the state in '{}'", expected.display());
+        let said = format!("(PID {}) with the state in '{}'", process::id(), expected.display());
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(text(&output.stderr).contains(&said), "{said} is not in {output:?}");
         drop(lock);
     }
-    let output = home.start().output().unwrap();
-    assert_eq!(output.status.code(), Some(78), "{output:?}");
-    assert!(text(&output.stderr).contains("neither HOME nor XDG_STATE_HOME is set"), "{output:?}");
+    // Some supervisors set no HOME: the password file knows it as well.
+    let output = home.typed("status").output().unwrap();
+    let expected = home.in_password_file().join(".local/state/djangocommand").join(home.escaped_project());
+    assert!(text(&output.stdout).contains(&format!("{}\n", expected.display())), "{output:?}");
 }
 
 #[test]
@@ -185,14 +184,13 @@ fn without_settings_the_renamed_services_default_url_is_its_own() {
     ] {
         let project = fake_project();
         project.settings("del DJANGOCOMMAND_ALLOWED_COMMANDS");
-        // The place is taken, so that it ends before it could bother the real service.
-        let first = TempDir::new().unwrap();
-        let lock = occupy(first.path());
-        let runner = Runner::in_project(&project).without_state_dir().env(&format!("{prefix}_API_KEY"), KEY);
-        let ended = runner.arg("--state-dir").arg(first.path()).run_to_end(SOON);
+        // Its audit file cannot be read, so that it ends before it could bother the real service.
+        let state = StateDir::new();
+        fs::create_dir(state.path().join("audit.jsonl")).unwrap();
+        let runner = Runner::in_project(&project).state_dir(&state).env(&format!("{prefix}_API_KEY"), KEY);
+        let ended = runner.run_to_end(SOON);
         assert_eq!(ended.code(), Some(1), "{ended:?}");
         assert!(ended.stderr.contains(&format!("{prefix}_SERVER_URL = {url} (default)")), "{ended:?}");
-        drop(lock);
     }
 }
 
@@ -213,9 +211,8 @@ fn full() -> File {
 
 /// Holds the lock of a state directory as a runner does.
 fn occupy(path: &Path) -> File {
-    let mut lock = File::create(path.join("runner.lock")).unwrap();
-    lock.try_lock().unwrap();
-    write!(lock, "{HOLDER}").unwrap();
+    let lock = File::create(path.join("runner.lock")).unwrap();
+    lock_record(&lock);
     lock
 }
 
@@ -245,15 +242,31 @@ impl Home {
 
     /// `start` by this user, who has set nothing but the key. No service is where it is told to look for one.
     fn start(&self) -> Command {
-        let mut command = Command::new("timeout");
-        command.args(["--signal=KILL", "30"]).arg(self.path("djangocommand"));
-        command.args(["start", "--server-url", "http://127.0.0.1:1", "-C"]).arg(self.project.dir());
-        command.env_clear().env("PATH", SYSTEM_PATH).env("DJANGOCOMMAND_API_KEY", KEY).stdin(Stdio::null());
-        match self.user {
-            Some(user) => command.uid(user).gid(user).current_dir("/"),
-            None => command.arg("--python").arg(system_python()),
-        };
+        let mut command = self.typed("start");
+        command.args(["--server-url", "http://127.0.0.1:1"]).env("DJANGOCOMMAND_API_KEY", KEY);
+        if self.user.is_none() {
+            command.arg("--python").arg(system_python());
+        }
         command
+    }
+
+    /// A subcommand on the project, typed by this user with nothing in the environment.
+    fn typed(&self, subcommand: &str) -> Command {
+        let mut command = Command::new("timeout");
+        command.args(["--signal=KILL", "30"]).arg(self.path("djangocommand")).arg(subcommand);
+        command.arg("-C").arg(self.project.dir()).env_clear().env("PATH", SYSTEM_PATH).stdin(Stdio::null());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user).current_dir("/");
+        }
+        command
+    }
+
+    /// The home directory that the password file has for this user.
+    fn in_password_file(&self) -> PathBuf {
+        let user = self.user.unwrap_or_else(|| fs::metadata(self.dir.path()).unwrap().uid()).to_string();
+        let users = fs::read_to_string("/etc/passwd").unwrap();
+        let line = users.lines().find(|line| line.split(':').nth(2) == Some(&user)).unwrap();
+        PathBuf::from(line.split(':').nth(5).unwrap())
     }
 
     /// Makes a state directory that belongs to this user and is in use.

@@ -10,6 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use super::project::Project;
 use super::server::{KEY, Server};
 use super::state_dir::{KILL_TIME_MAX, MARK, StateDir};
@@ -18,6 +20,9 @@ use super::sys;
 /// The binary under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_djangocommand");
 
+/// What a busy machine may make of a few milliseconds.
+const STATUS_TIME_MAX: Duration = Duration::from_secs(10);
+
 /// Variables of the developer's shell that would change what a runner does.
 const FOREIGN: &[&str] = &[
     "DJANGO_SETTINGS_MODULE",
@@ -25,6 +30,9 @@ const FOREIGN: &[&str] = &[
     "CONDA_PREFIX",
     "STATE_DIRECTORY",
     "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "JOURNAL_STREAM",
     "REQUESTS_CA_BUNDLE",
     "CURL_CA_BUNDLE",
     "SSL_CERT_FILE",
@@ -74,6 +82,12 @@ impl<'a> Runner<'a> {
     /// Where the service is, and its key.
     pub(crate) fn server(mut self, server: &Server) -> Self {
         self.server_url = Some(server.url());
+        self
+    }
+
+    /// Another subcommand than `start`.
+    pub(crate) fn subcommand(mut self, name: &str) -> Self {
+        self.subcommand = OsString::from(name);
         self
     }
 
@@ -179,6 +193,35 @@ fn foreign_variables() -> Vec<OsString> {
             || name.to_ascii_lowercase().ends_with("_proxy")
     };
     env::vars_os().map(|(name, _)| name).filter(is_foreign).collect()
+}
+
+/// What `status --json` says of the runner on this state directory, with its exit code.
+pub(crate) fn status(project: &Project, state: &StateDir) -> (Option<i32>, Value) {
+    let ended = Runner::in_project(project)
+        .subcommand("status")
+        .state_dir(state)
+        .arg("--json")
+        .run_to_end(STATUS_TIME_MAX);
+    let report = serde_json::from_str(&ended.stdout);
+    (ended.code(), report.unwrap_or_else(|error| panic!("status --json: {error}: {ended:?}")))
+}
+
+/// Asks for the status until `look` finds something in it, and returns that.
+pub(crate) fn wait_for_status<T>(
+    project: &Project,
+    state: &StateDir,
+    what: &str,
+    within: Duration,
+    look: impl Fn(&Value) -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + within;
+    loop {
+        let (_, report) = status(project, state);
+        if let Some(found) = look(&report) {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {within:?} for {what}; the status is {report:#}");
+    }
 }
 
 /// How a command ended that ends by itself.

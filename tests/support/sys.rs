@@ -1,6 +1,8 @@
-//! The two calls to the kernel that the tests need and the standard library lacks: signal and reset.
-#![expect(unsafe_code, reason = "kill and SO_LINGER have no safe form in the standard library")]
+//! The calls to the kernel that the tests need and the standard library lacks: signal, reset, record lock.
+#![expect(unsafe_code, reason = "kill, SO_LINGER and fcntl have no safe form in the standard library")]
 
+use std::fs::File;
+use std::mem;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 
@@ -27,4 +29,14 @@ pub(crate) fn reset_on_close(stream: &TcpStream) {
         )
     };
     assert_eq!(result, 0, "cannot set SO_LINGER");
+}
+
+/// Takes a record lock on the whole file, as a runner does on its own. It ends with any descriptor of that file.
+pub(crate) fn lock_record(file: &File) {
+    // SAFETY: a flock is plain data, valid when all zero: from the file's beginning, to its end whatever that is.
+    let mut lock: libc::flock = unsafe { mem::zeroed() };
+    (lock.l_type, lock.l_whence) = (libc::F_WRLCK as _, libc::SEEK_SET as _);
+    // SAFETY: the descriptor is open while `file` is borrowed, and the pointer is that of `lock`.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) };
+    assert_eq!(result, 0, "somebody else has the lock");
 }

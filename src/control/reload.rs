@@ -1,0 +1,48 @@
+//! `reload`: asks the runner to load the project again, and says how that went.
+
+use std::time::Duration;
+
+use super::{Error, find_runner, say, state_path, wait_until};
+use crate::cli::Place;
+use crate::config::Environment;
+use crate::status::Status;
+use crate::sys;
+
+/// The project has two minutes to load; the loop may be inside a request before that.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Returns the exit code.
+///
+/// # Errors
+/// There is no runner, or it goes on with what it had.
+pub fn reload(place: &Place) -> Result<u8, Error> {
+    let state = state_path(place, &Environment::read())?;
+    let failed = |why: String| Err(Error::Failed(why));
+    let Some(runner) = find_runner(&state)? else {
+        return failed(format!(
+            "no runner is running with the state in '{}'; 'djangocommand start' starts one",
+            state.display()
+        ));
+    };
+    let reloads = || Status::read(&state, runner.pid()).map(|status| (status.reloads, status.reload_error));
+    let before = reloads().map_or(0, |(count, _)| count);
+    let name = runner.name();
+    let io = |e: std::io::Error| Error::Failed(format!("cannot ask the runner ({name}) to reload: {e}"));
+    runner.signal(sys::SIGHUP).map_err(io)?;
+    let mut result = None;
+    let answered = wait_until(PATIENCE, || {
+        result = reloads().filter(|(count, _)| *count > before);
+        Ok(result.is_some() || runner.is_gone()?)
+    });
+    match (answered.map_err(io)?, result) {
+        (_, Some((_, None))) => say("reloaded").map(|()| 0),
+        (_, Some((_, Some(why)))) => {
+            failed(format!("the runner goes on with what it had loaded before: {why}"))
+        }
+        (true, None) => failed(format!("the runner ({name}) has ended meanwhile")),
+        (false, None) => failed(format!(
+            "the runner ({name}) has not answered within {} s; its log says more",
+            PATIENCE.as_secs()
+        )),
+    }
+}

@@ -1,0 +1,172 @@
+//! `start` and `restart`: a runner in the foreground, in the background, or for one round.
+//!
+//! A detached runner is this program started once more. Until it has its lock and a good configuration it dies with the
+//! process that started it, and what is wrong it says on that process's terminal.
+
+use std::io::{self, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::{Error, say, state_path, stop};
+use crate::audit::Audit;
+use crate::cli::{Mode, Replace, Start};
+use crate::config::Environment;
+use crate::load::Loader;
+use crate::log::{self, Format};
+use crate::notify::Notify;
+use crate::runner::{End, Parts, Runner, Wishes};
+use crate::state::{self, StateDir};
+use crate::status::Status;
+use crate::sys::{self, Bond};
+
+/// What a detached runner tells the process that started it.
+const READY: &str = "ready\n";
+/// Checks everything that can be checked here, then runs until a signal ends it. Returns the exit code.
+///
+/// # Errors
+/// What is wrong, before any network is used.
+pub fn start(options: Start) -> Result<u8, Error> {
+    if options.mode == Mode::Detach {
+        let state = state_path(&options.place, &Environment::read())?;
+        return match spawn_detached(&options, options.replace, Stdio::inherit())? {
+            Spawned::Ready(pid) => say(&started(pid, &state)).map(|()| 0),
+            Spawned::Ended { code, .. } => Ok(code),
+        };
+    }
+    run(options)
+}
+
+/// What is said of a new detached runner.
+pub fn started(pid: u32, state: &Path) -> String {
+    format!("started: PID {pid}, log '{}'", state.join(log::FILE_NAME).display())
+}
+
+pub enum Spawned {
+    Ready(u32),
+    /// It could not begin, and has said why: on this terminal, or in `said` if its standard error is a pipe.
+    Ended {
+        code: u8,
+        said: String,
+    },
+}
+
+/// Starts a detached runner and waits until it is ready or has ended.
+///
+/// # Errors
+/// No process can be started.
+pub fn spawn_detached(options: &Start, replace: Option<Replace>, stderr: Stdio) -> Result<Spawned, Error> {
+    let failed = |e: io::Error| Error::Failed(format!("cannot start a detached runner: {e}"));
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("djangocommand").arg("start").args(&options.to_pass_on).arg("--detached");
+    if let Some(replace) = replace {
+        command.args(["--replace", replace.word()]);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
+    sys::isolate(&mut command, Bond::DiesWithParent);
+    let mut child = command.spawn().map_err(failed)?;
+    // Standard error first: what is said there may be more than a pipe holds, what is said on the other is not.
+    let mut said = Vec::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        stderr.read_to_end(&mut said).map_err(failed)?;
+    }
+    let mut answer = String::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        stdout.read_to_string(&mut answer).map_err(failed)?;
+    }
+    if answer == READY {
+        return Ok(Spawned::Ready(child.id()));
+    }
+    let status = child.wait().map_err(failed)?;
+    match status.code().and_then(|code| u8::try_from(code).ok()) {
+        Some(code) => Ok(Spawned::Ended { code, said: String::from_utf8_lossy(&said).into_owned() }),
+        None => Err(Error::Failed(format!(
+            "the detached runner was killed by signal {} before it was ready",
+            status.signal().unwrap_or_default()
+        ))),
+    }
+}
+
+fn run(options: Start) -> Result<u8, Error> {
+    let environment = Environment::read();
+    set_up_log(&options, &environment);
+    sys::set_process_name(c"djangocommand");
+    let wishes = Wishes::catch().map_err(|e| Error::Failed(format!("cannot catch signals: {e}")))?;
+    let Start { place, python, server_url, watches_files, mode, replace, .. } = options;
+    let path = state_path(&place, &environment)?;
+    let project = place.project.unwrap_or_else(|| PathBuf::from("."));
+    let loader = Loader::new(&project, python, place.settings, server_url, environment)?;
+    // The lock comes first, so that of many runners at once only one asks the project. One that replaces another
+    // loads the project before that: if it is broken, the old runner stays.
+    let state = match replace {
+        None => Some(StateDir::open(path.clone()).map_err(state_error)?),
+        Some(_) => state::prepare(&path).map(|()| None).map_err(state_error)?,
+    };
+    if mode == Mode::Detached {
+        log_to_file(&path)?;
+    }
+    let status = Status::new(&loader.root.to_string_lossy());
+    if state.is_some() {
+        // On a full disk it is written later.
+        let _ = status.write(&path);
+    }
+    let environment = &loader.environment;
+    let mut notify = Notify::new(
+        environment.get("NOTIFY_SOCKET"),
+        environment.get("WATCHDOG_USEC"),
+        environment.get("WATCHDOG_PID"),
+    );
+    notify.status("loading the project");
+    let loaded = loader.load()?;
+    let state = match (state, replace) {
+        (Some(state), _) => state,
+        (None, replace) => stop::make_way(path, replace)?,
+    };
+    let audit = Audit::open(state.path()).map_err(|e| {
+        Error::Failed(format!("cannot read audit.jsonl in '{}': {e}", state.path().display()))
+    })?;
+    log::info!("state in '{}'; the service is reached {}", state.path().display(), loaded.client.route());
+    let once = mode == Mode::Once;
+    let parts = Parts { loader, loaded, state, audit, status, notify, watches_files, once };
+    let runner = Runner::new(parts, wishes).map_err(|e| Error::Failed(format!("cannot begin: {e}")))?;
+    if mode == Mode::Detached {
+        report_ready()?;
+    }
+    Ok(match runner.run() {
+        End::Done => 0,
+        End::SomethingLeft => u8::from(once),
+    })
+}
+
+fn set_up_log(options: &Start, environment: &Environment) {
+    log::set_level(options.level);
+    let is_journal = log::is_journal(environment.get("JOURNAL_STREAM"));
+    log::set_format(options.log_format.unwrap_or(if is_journal { Format::Journal } else { Format::Stamped }));
+}
+
+fn log_to_file(state: &Path) -> Result<(), Error> {
+    let path = state.join(log::FILE_NAME);
+    log::write_to_file(path.clone())
+        .map_err(|e| Error::Failed(format!("cannot write the log '{}': {e}", path.display())))
+}
+
+/// Lets go of the terminal and of the process that started this one.
+fn report_ready() -> Result<(), Error> {
+    sys::outlive_parent();
+    let told = io::stdout().lock().write_all(READY.as_bytes()).and_then(|()| io::stdout().lock().flush());
+    told.map_err(|_| Error::Failed("the process that started this runner has gone away".to_owned()))?;
+    log::take_over_output().map_err(|e| Error::Failed(format!("cannot let go of the terminal: {e}")))
+}
+
+pub fn state_error(error: state::Error) -> Error {
+    match error {
+        state::Error::Taken(runner) => Error::Failed(format!(
+            "a runner is already running ({}) with the state in '{}'; 'djangocommand status' shows it, \
+             'djangocommand restart' replaces it",
+            runner.name(),
+            runner.path().display()
+        )),
+        state::Error::Untrusted(why) => Error::Configuration(why),
+        state::Error::Unusable(why) => Error::Failed(why),
+    }
+}

@@ -1,0 +1,314 @@
+//! `status`: what the runner does and what waits, from its lock, its own words and the executions' directories.
+//!
+//! Nothing is locked, written or asked: it may be called as often as one likes, whatever the runner does meanwhile.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+use super::{Error, find_runner, say, state_path};
+use crate::cli::Place;
+use crate::config::Environment;
+use crate::execution::segment::Segment;
+use crate::execution::store::ExecutionDir;
+use crate::log::{self, printable};
+use crate::shim;
+use crate::status::{Key, Status};
+use crate::sys;
+use crate::timer::{iso_8601, unix_now};
+
+/// `status --json`. The keys are described in the README.
+#[derive(Serialize)]
+struct Report {
+    status: State,
+    state_dir: String,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    runner: Option<RunnerReport>,
+    executions: Vec<ExecutionReport>,
+    undelivered: Undelivered,
+}
+
+#[derive(Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Running,
+    /// Not running, but executions are left.
+    Dead,
+    Stopped,
+}
+
+#[derive(Serialize)]
+struct RunnerReport {
+    pid: u32,
+    /// In UTC.
+    started_at: Option<String>,
+    #[serde(skip)]
+    started: Option<f64>,
+    uptime_seconds: Option<f64>,
+    /// `None` for one that has not said anything yet, or is of a newer version.
+    #[serde(flatten)]
+    says: Option<Says>,
+    log_file: Option<String>,
+}
+
+/// What the runner itself says.
+#[derive(Serialize)]
+struct Says {
+    runner_version: String,
+    project: String,
+    server_url: Option<String>,
+    last_contact_at: Option<String>,
+    last_contact_seconds: Option<f64>,
+    key: Key,
+    suspended: bool,
+    suspension_reason: Option<String>,
+    outage_seconds: Option<f64>,
+    outage_cause: Option<String>,
+    reload_error: Option<String>,
+    loop_seconds: f64,
+}
+
+#[derive(Serialize)]
+struct ExecutionReport {
+    id: String,
+    command: String,
+    state: Stage,
+    age_seconds: f64,
+    undelivered_bytes: u64,
+    #[serde(skip)]
+    oldest: Option<f64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Stage {
+    /// Taken, not begun.
+    New,
+    Running,
+    /// Its end waits to be delivered.
+    Ended,
+    /// It ran, and nobody looks after it any more: the next runner reports it as failed.
+    Lost,
+}
+
+#[derive(Serialize)]
+struct Undelivered {
+    bytes: u64,
+    oldest_seconds: Option<f64>,
+}
+
+/// Returns the exit code, as the Linux Standard Base has it for init scripts.
+///
+/// # Errors
+/// It cannot be told whether a runner is running.
+pub fn status(place: &Place, json: bool) -> Result<u8, Error> {
+    let state = state_path(place, &Environment::read())?;
+    let report = report(&state)?;
+    if json {
+        let text = serde_json::to_string_pretty(&report).map_err(|e| Error::Failed(e.to_string()))?;
+        say(&text)?;
+    } else {
+        say(describe(&report).trim_end())?;
+    }
+    Ok(match report.status {
+        State::Running => 0,
+        State::Dead => 1,
+        State::Stopped => 3,
+    })
+}
+
+/// What a runner is busy with, in a few words.
+pub fn what_runs(state: &Path) -> String {
+    let left = executions(state).unwrap_or_default();
+    let named = |stage| {
+        let of_stage = left.iter().filter(move |execution| execution.state == stage);
+        of_stage
+            .map(|e| format!("{} ({}, {})", printable(&e.command), e.id, span(e.age_seconds)))
+            .collect::<Vec<_>>()
+    };
+    let (running, ended) = (named(Stage::Running), named(Stage::Ended));
+    match (&running[..], &ended[..]) {
+        ([], []) => "nothing runs".to_owned(),
+        ([], ended) => format!("nothing runs, the end of {} is being delivered", ended.join(", ")),
+        (running, _) => format!("{} still running: {}", running.len(), running.join(", ")),
+    }
+}
+
+fn report(state: &Path) -> Result<Report, Error> {
+    let runner = find_runner(state)?;
+    let executions = executions(state)
+        .map_err(|e| Error::Failed(format!("cannot read the executions in '{}': {e}", state.display())))?;
+    let runner = runner.map(|runner| runner_report(state, runner.pid()));
+    let status = match (&runner, &executions[..]) {
+        (Some(_), _) => State::Running,
+        (None, []) => State::Stopped,
+        (None, _) => State::Dead,
+    };
+    let bytes = executions.iter().map(|execution| execution.undelivered_bytes).sum();
+    let oldest = executions.iter().filter_map(|execution| execution.oldest).reduce(f64::min);
+    let oldest_seconds = oldest.map(|unix| (unix_now() - unix).max(0.0));
+    let state_dir = state.display().to_string();
+    Ok(Report { status, state_dir, runner, executions, undelivered: Undelivered { bytes, oldest_seconds } })
+}
+
+fn runner_report(state: &Path, pid: u32) -> RunnerReport {
+    let says = Status::read(state, pid);
+    let log_file =
+        Some(state.join(log::FILE_NAME)).filter(|log| log.exists()).map(|log| log.display().to_string());
+    RunnerReport {
+        pid,
+        started_at: says.as_ref().map(|status| iso_8601(status.started.unix)),
+        started: says.as_ref().map(|status| status.started.unix),
+        uptime_seconds: says.as_ref().map(|status| status.started.age().as_secs_f64()),
+        log_file,
+        says: says.map(|status| Says {
+            loop_seconds: status.hangs_for().as_secs_f64(),
+            runner_version: status.runner_version,
+            project: status.project,
+            server_url: status.server_url,
+            last_contact_at: status.contact.map(|contact| iso_8601(contact.unix)),
+            last_contact_seconds: status.contact.map(|contact| contact.age().as_secs_f64()),
+            key: status.key,
+            suspended: status.suspended.is_some(),
+            suspension_reason: status.suspended,
+            outage_seconds: status.outage.as_ref().map(|outage| outage.since.age().as_secs_f64()),
+            outage_cause: status.outage.map(|outage| outage.cause),
+            reload_error: status.reload_error,
+        }),
+    }
+}
+
+fn executions(state: &Path) -> io::Result<Vec<ExecutionReport>> {
+    let dirs = match ExecutionDir::list(&state.join("executions")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    // One that goes while it is looked at has been delivered.
+    let mut found: Vec<_> = dirs.iter().filter_map(|dir| execution(dir).ok()).collect();
+    found.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
+    Ok(found)
+}
+
+fn execution(dir: &ExecutionDir) -> io::Result<ExecutionReport> {
+    let spec = dir.spec()?;
+    let state = match (dir.exit()?, dir.keeper_pid()?) {
+        (Some(_), _) => Stage::Ended,
+        (None, Some(pid)) if shim::is_shim_of(pid, dir.path()) => Stage::Running,
+        (None, Some(_)) => Stage::Lost,
+        (None, None) => Stage::New,
+    };
+    let taken = fs::metadata(dir.path().join("spec.json"))?.modified()?;
+    let delivered = dir.cursor()?.map_or(0, |cursor| cursor.start);
+    let length = fs::metadata(dir.output_path()).map_or(0, |meta| meta.len());
+    Ok(ExecutionReport {
+        id: spec.id.as_str().to_owned(),
+        command: spec.command,
+        state,
+        age_seconds: SystemTime::now().duration_since(taken).unwrap_or_default().as_secs_f64(),
+        undelivered_bytes: length.saturating_sub(delivered),
+        oldest: if length > delivered { first_timestamp(dir, delivered) } else { None },
+    })
+}
+
+/// When the first line behind `position` was printed.
+fn first_timestamp(dir: &ExecutionDir, position: u64) -> Option<f64> {
+    const LOOK: u64 = 64 * 1024;
+    let mut output = File::open(dir.output_path()).ok()?;
+    output.seek(SeekFrom::Start(position)).ok()?;
+    let mut bytes = Vec::new();
+    output.take(LOOK).read_to_end(&mut bytes).ok()?;
+    let mut lines = bytes.split_inclusive(|b| *b == b'\n').filter_map(Segment::parse);
+    lines.find_map(|segment| segment.timestamp.get().parse().ok())
+}
+
+fn describe(report: &Report) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| _ = writeln!(text, "{name:<12}{}", printable(&value));
+    match (&report.runner, report.status) {
+        (Some(runner), _) => describe_runner(runner, &mut line),
+        (None, State::Dead) => {
+            line("dead", "no runner is running, but executions are left; start one".into())
+        }
+        (None, _) => line("stopped", "no runner is running".into()),
+    }
+    line("state", report.state_dir.clone());
+    for execution in &report.executions {
+        let name = match execution.state {
+            Stage::New => "new",
+            Stage::Running => "running",
+            Stage::Ended => "ended",
+            Stage::Lost => "lost",
+        };
+        line(name, format!("{} ({}), {}", execution.command, execution.id, span(execution.age_seconds)));
+    }
+    let Undelivered { bytes, oldest_seconds } = &report.undelivered;
+    if let Some(oldest) = oldest_seconds {
+        line("undelivered", format!("{bytes} bytes of output, the oldest from {} ago", span(*oldest)));
+    }
+    text
+}
+
+fn describe_runner(runner: &RunnerReport, line: &mut impl FnMut(&str, String)) {
+    let Some(says) = &runner.says else {
+        return line("running", format!("PID {}, which has not said anything yet", runner.pid));
+    };
+    let since = sys::local_time(runner.started.unwrap_or_default() as i64);
+    let uptime = span(runner.uptime_seconds.unwrap_or_default());
+    line("running", format!("PID {} since {since} ({uptime}), version {}", runner.pid, says.runner_version));
+    line("project", says.project.clone());
+    let Some(server) = &says.server_url else { return line("loading", "the project is being loaded".into()) };
+    let contact = says
+        .last_contact_seconds
+        .map_or_else(|| "no answer yet".to_owned(), |s| format!("answered {} ago", span(s)));
+    line("service", format!("{server}, {contact}"));
+    if let (Some(seconds), Some(cause)) = (says.outage_seconds, &says.outage_cause) {
+        line("outage", format!("for {}: {cause}", span(seconds)));
+    }
+    line(
+        "key",
+        match says.key {
+            Key::Unproven => "not proven yet".into(),
+            Key::Accepted => "accepted".into(),
+            Key::Refused => "refused by the service; check it in the dashboard".into(),
+        },
+    );
+    if let Some(reason) = &says.suspension_reason {
+        line("suspended", format!("{reason}; nothing new is taken"));
+    }
+    if let Some(error) = &says.reload_error {
+        line("reload", format!("failed, what was loaded before is in force: {error}"));
+    }
+    if let Some(log) = &runner.log_file {
+        line("log", log.clone());
+    }
+}
+
+/// A time span in the two units that tell most: `2 h 3 min`, `12 s`.
+fn span(seconds: f64) -> String {
+    let seconds = Duration::from_secs_f64(seconds.max(0.0)).as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_span_is_told_in_two_units() {
+        for (seconds, said) in
+            [(0.9, "0 s"), (-5.0, "0 s"), (61.0, "1 min 1 s"), (7380.0, "2 h 3 min"), (183_600.0, "2 d 3 h")]
+        {
+            assert_eq!(span(seconds), said);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What the runner says of itself while it works: `status.json`, and systemd's notifications.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::link::Link;
+use crate::log;
+use crate::notify::Notify;
+use crate::status::{Moment, Status};
+
+/// The loop turns at least this often, so that one that hangs can be told from one that waits.
+const TURN_MAX: Duration = Duration::from_secs(60);
+/// The time of the service's last answer is written this often, other changes at once.
+const CONTACT_INTERVAL: Duration = Duration::from_secs(5);
+/// How long two requests, of which one was retried on a fresh connection, may take beyond their time limits.
+const REQUEST_SLACK: Duration = Duration::from_secs(60);
+
+pub(super) struct Report {
+    state: PathBuf,
+    status: Status,
+    written: Option<(Instant, Status)>,
+    notify: Notify,
+    fed: Instant,
+}
+
+impl Report {
+    pub(super) fn new(state: PathBuf, status: Status, notify: Notify) -> Self {
+        Self { state, status, written: None, notify, fed: Instant::now() }
+    }
+
+    /// The runner goes by this configuration from now on.
+    pub(super) fn goes_by(&mut self, server_url: &str, request_timeout: Duration) {
+        self.status.server_url = Some(server_url.to_owned());
+        let longest_turn = 2 * request_timeout + REQUEST_SLACK;
+        if self.notify.allow(longest_turn) {
+            log::info!(
+                "systemd's watchdog is set to {} s, because one turn may take that long",
+                longest_turn.as_secs()
+            );
+        }
+    }
+
+    /// Lock and configuration are there. Whether the service is has nothing to do with it.
+    pub(super) fn ready(&self) {
+        self.notify.ready();
+    }
+
+    pub(super) fn reloading(&mut self) {
+        self.notify.reloading();
+    }
+
+    /// The project was loaded again, or that failed.
+    pub(super) fn reloaded(&mut self, error: Option<String>) {
+        self.status.reloads += 1;
+        self.status.reload_error = error;
+        self.notify.ready();
+    }
+
+    pub(super) fn stopping(&mut self) {
+        self.notify.stopping();
+    }
+
+    /// When the next turn is due for this file's sake.
+    pub(super) fn due(&self) -> Instant {
+        let turn = self.written.as_ref().map_or(self.fed, |(when, _)| *when + TURN_MAX);
+        self.notify.watchdog_interval().map_or(turn, |interval| turn.min(self.fed + interval))
+    }
+
+    /// Once each turn: writes what has changed, and feeds the watchdog.
+    pub(super) fn turn(&mut self, link: &Link, running: usize, now: Instant) {
+        if self.notify.watchdog_interval().is_some_and(|interval| now >= self.fed + interval) {
+            self.notify.feed();
+            self.fed = now;
+        }
+        link.describe(&mut self.status);
+        let is_due = match &self.written {
+            None => true,
+            Some((when, written)) => {
+                let mut same = written.clone();
+                same.contact = self.status.contact;
+                let interval = if same != self.status {
+                    Duration::ZERO
+                } else if written.contact != self.status.contact {
+                    CONTACT_INTERVAL
+                } else {
+                    TURN_MAX
+                };
+                now >= *when + interval
+            }
+        };
+        if is_due {
+            self.notify.status(&self.summary(running));
+            let mut written = self.status.clone();
+            written.turned = Moment::now();
+            if let Err(error) = written.write(&self.state) {
+                log::debug!("status.json cannot be written: {error}");
+            }
+            self.written = Some((now, self.status.clone()));
+        }
+    }
+
+    fn summary(&self, running: usize) -> String {
+        let Status { suspended, outage, key, .. } = &self.status;
+        let service = match (outage, key, suspended) {
+            (Some(outage), _, _) => format!("the service cannot be reached: {}", outage.cause),
+            (None, crate::status::Key::Refused, _) => "the service refuses the key".to_owned(),
+            (None, crate::status::Key::Unproven, _) => "connecting".to_owned(),
+            (None, crate::status::Key::Accepted, Some(reason)) => format!("suspended: {reason}"),
+            (None, crate::status::Key::Accepted, None) => "connected".to_owned(),
+        };
+        format!("{service}; {running} running")
+    }
+}
