@@ -31,26 +31,6 @@ pub enum Level {
 
 static LEVEL: AtomicU8 = AtomicU8::new(Level::Info as u8);
 
-/// What a line looks like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// `2026-11-22 19:21:12 warning text`
-    Stamped,
-    /// `warning text`, for a supervisor that notes the time itself.
-    Plain,
-    /// Plain, with the priority in front that journald takes off again: `journalctl -p warning` goes by it.
-    Journal,
-}
-
-/// Where records go, and in what shape.
-struct Sink {
-    format: Format,
-    /// `None` is standard error.
-    file: Option<LogFile>,
-}
-
-static SINK: Mutex<Sink> = Mutex::new(Sink { format: Format::Stamped, file: None });
-
 impl Level {
     /// The level of `-v N`.
     pub fn from_number(number: &str) -> Option<Self> {
@@ -82,6 +62,26 @@ impl Level {
         }
     }
 }
+
+/// What a line looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `2026-11-22 19:21:12 warning text`
+    Stamped,
+    /// `warning text`, for a supervisor that notes the time itself.
+    Plain,
+    /// Plain, with the priority in front that journald takes off again: `journalctl -p warning` goes by it.
+    Journal,
+}
+
+/// Where records go, and in what shape.
+struct Sink {
+    format: Format,
+    /// `None` is standard error.
+    file: Option<LogFile>,
+}
+
+static SINK: Mutex<Sink> = Mutex::new(Sink { format: Format::Stamped, file: None });
 
 /// Sets what is said from now on.
 pub fn set_level(level: Level) {

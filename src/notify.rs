@@ -11,6 +11,9 @@ use std::time::Duration;
 use crate::log;
 use crate::sys;
 
+/// What a supervisor tells this process only: what it starts must not speak in its name.
+pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+
 /// The supervisor, if there is one.
 pub struct Notify {
     supervisor: Option<(UnixDatagram, SocketAddr)>,
@@ -21,8 +24,8 @@ pub struct Notify {
 }
 
 impl Notify {
-    /// Takes the values of `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
-    pub fn new(socket: Option<&str>, watchdog_usec: Option<&str>, watchdog_pid: Option<&str>) -> Self {
+    /// Takes the values of the three `VARIABLES`.
+    pub fn new([socket, watchdog_usec, watchdog_pid]: [Option<&str>; 3]) -> Self {
         let supervisor = socket.and_then(|name| Some((sender().ok()?, address(name).ok()?)));
         // Whoever the variables were meant for may have started this process.
         let is_ours = watchdog_pid.is_none_or(|pid| pid.parse() == Ok(std::process::id()));
@@ -122,7 +125,7 @@ mod tests {
         }
 
         fn notify(&self, watchdog_usec: &str) -> Notify {
-            Notify::new(Some(&self.path), Some(watchdog_usec), None)
+            Notify::new([Some(&self.path), Some(watchdog_usec), None])
         }
 
         /// All messages that have come since this was last asked.
@@ -160,7 +163,7 @@ mod tests {
         let name = format!("djangocommand-notify-{}", std::process::id());
         let supervisor = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         supervisor.set_nonblocking(true).unwrap();
-        Notify::new(Some(&format!("@{name}")), None, None).ready();
+        Notify::new([Some(&format!("@{name}")), None, None]).ready();
         assert_eq!(told(&supervisor), ["READY=1"]);
     }
 
@@ -170,7 +173,7 @@ mod tests {
         for socket in
             [None, Some(""), Some("vsock:2:1"), Some("relative"), Some("/gone/notify"), Some(&*long)]
         {
-            let mut notify = Notify::new(socket, Some("10000000"), None);
+            let mut notify = Notify::new([socket, Some("10000000"), None]);
             notify.ready();
             notify.reloading();
             notify.feed();
@@ -178,7 +181,7 @@ mod tests {
             assert!(!notify.allow(Duration::from_secs(60)));
             notify.stopping();
         }
-        assert_eq!(Notify::new(None, Some("10000000"), None).watchdog_interval(), None);
+        assert_eq!(Notify::new([None, Some("10000000"), None]).watchdog_interval(), None);
     }
 
     #[test]
@@ -194,7 +197,7 @@ mod tests {
     #[test]
     fn the_watchdog_is_fed_twice_in_its_time_if_it_is_ours() {
         let supervised = Supervised::new();
-        let interval = |usec, pid| Notify::new(Some(&supervised.path), usec, pid).watchdog_interval();
+        let interval = |usec, pid| Notify::new([Some(&supervised.path), usec, pid]).watchdog_interval();
         let ours = std::process::id().to_string();
         let other = (std::process::id() + 1).to_string();
         assert_eq!(interval(Some("3000000"), None), Some(Duration::from_millis(1500)));

@@ -14,7 +14,6 @@ use crate::cli::Place;
 use crate::config::Environment;
 use crate::log;
 use crate::signals::Signals;
-use crate::sys;
 
 /// How often is looked for more.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -33,11 +32,10 @@ struct Part {
 /// There is no log, or it cannot be read or printed.
 pub fn logs(place: &Place, lines: usize, follow: bool) -> Result<u8, Error> {
     let state = state_path(place, &Environment::read())?;
-    let signals = Signals::catch(&[sys::SIGINT, sys::SIGTERM])
-        .map_err(|e| Error::Failed(format!("cannot catch signals: {e}")))?;
+    let clock = Signals::catch(&[]).map_err(|e| Error::Failed(format!("cannot wait: {e}")))?;
     let wait = |limit| {
-        signals.wait(limit);
-        !signals.is_raised(sys::SIGINT) && !signals.is_raised(sys::SIGTERM)
+        clock.wait(limit);
+        true
     };
     show(&state, lines, follow, &mut io::stdout().lock(), wait).map(|()| 0).map_err(Error::Failed)
 }

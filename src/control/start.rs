@@ -14,7 +14,7 @@ use crate::cli::{Mode, Replace, Start};
 use crate::config::Environment;
 use crate::load::Loader;
 use crate::log::{self, Format};
-use crate::notify::Notify;
+use crate::notify::{self, Notify};
 use crate::runner::{End, Parts, Runner, Wishes};
 use crate::state::{self, StateDir};
 use crate::status::Status;
@@ -111,11 +111,7 @@ fn run(options: Start) -> Result<u8, Error> {
         let _ = status.write(&path);
     }
     let environment = &loader.environment;
-    let mut notify = Notify::new(
-        environment.get("NOTIFY_SOCKET"),
-        environment.get("WATCHDOG_USEC"),
-        environment.get("WATCHDOG_PID"),
-    );
+    let mut notify = Notify::new(notify::VARIABLES.map(|variable| environment.get(variable)));
     notify.status("loading the project");
     let loaded = loader.load()?;
     let state = match (state, replace) {

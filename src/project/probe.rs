@@ -19,6 +19,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::Project;
+use crate::notify;
 use crate::policy::Policy;
 use crate::sys::{self, Bond};
 
@@ -109,6 +110,7 @@ impl Probe {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Sets in help texts (the choices of an option) would be printed in another order each time.
         command.env("PYTHONHASHSEED", "0");
+        notify::VARIABLES.iter().for_each(|variable| _ = command.env_remove(variable));
         if let Some(module) = &project.settings_module {
             command.env("DJANGO_SETTINGS_MODULE", module);
         }

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use super::link::Link;
 use crate::log;
 use crate::notify::Notify;
-use crate::status::{Moment, Status};
+use crate::status::{Key, Moment, Status};
 
 /// The loop turns at least this often, so that one that hangs can be told from one that waits.
 const TURN_MAX: Duration = Duration::from_secs(60);
 /// The time of the service's last answer is written this often, other changes at once.
 const CONTACT_INTERVAL: Duration = Duration::from_secs(5);
-/// How long two requests, of which one was retried on a fresh connection, may take beyond their time limits.
-const REQUEST_SLACK: Duration = Duration::from_secs(60);
+/// How long a turn may take besides its one request: name lookups and a busy disk.
+const TURN_SLACK: Duration = Duration::from_secs(30);
 
 pub(super) struct Report {
     state: PathBuf,
@@ -21,23 +21,19 @@ pub(super) struct Report {
     written: Option<(Instant, Status)>,
     notify: Notify,
     fed: Instant,
+    longest_turn: Duration,
 }
 
 impl Report {
     pub(super) fn new(state: PathBuf, status: Status, notify: Notify) -> Self {
-        Self { state, status, written: None, notify, fed: Instant::now() }
+        Self { state, status, written: None, notify, fed: Instant::now(), longest_turn: TURN_SLACK }
     }
 
     /// The runner goes by this configuration from now on.
     pub(super) fn goes_by(&mut self, server_url: &str, request_timeout: Duration) {
         self.status.server_url = Some(server_url.to_owned());
-        let longest_turn = 2 * request_timeout + REQUEST_SLACK;
-        if self.notify.allow(longest_turn) {
-            log::info!(
-                "systemd's watchdog is set to {} s, because one turn may take that long",
-                longest_turn.as_secs()
-            );
-        }
+        // A request may be sent once more, on a fresh connection.
+        self.longest_turn = 2 * request_timeout + TURN_SLACK;
     }
 
     /// Lock and configuration are there. Whether the service is has nothing to do with it.
@@ -68,6 +64,13 @@ impl Report {
 
     /// Once each turn: writes what has changed, and feeds the watchdog.
     pub(super) fn turn(&mut self, link: &Link, running: usize, now: Instant) {
+        // When a turn begins, the last feeding may be half of the watchdog's time ago.
+        if self.notify.allow(2 * self.longest_turn) {
+            let seconds = 2 * self.longest_turn.as_secs();
+            log::info!(
+                "the watchdog is set to {seconds} s: a turn may take half of that, waiting for the service"
+            );
+        }
         if self.notify.watchdog_interval().is_some_and(|interval| now >= self.fed + interval) {
             self.notify.feed();
             self.fed = now;
@@ -103,10 +106,10 @@ impl Report {
         let Status { suspended, outage, key, .. } = &self.status;
         let service = match (outage, key, suspended) {
             (Some(outage), _, _) => format!("the service cannot be reached: {}", outage.cause),
-            (None, crate::status::Key::Refused, _) => "the service refuses the key".to_owned(),
-            (None, crate::status::Key::Unproven, _) => "connecting".to_owned(),
-            (None, crate::status::Key::Accepted, Some(reason)) => format!("suspended: {reason}"),
-            (None, crate::status::Key::Accepted, None) => "connected".to_owned(),
+            (None, Key::Refused, _) => "the service refuses the key".to_owned(),
+            (None, Key::Unproven, _) => "connecting".to_owned(),
+            (None, Key::Accepted, Some(reason)) => format!("suspended: {reason}"),
+            (None, Key::Accepted, None) => "connected".to_owned(),
         };
         format!("{service}; {running} running")
     }

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use crate::execution::segment::Stream;
 use crate::execution::store::{ExecutionDir, Keeper, Process, Task};
 use crate::execution::{Outcome, Status};
+use crate::notify;
 use crate::signals::Signals;
 use crate::sys::{self, Bond, PidFd};
 use crate::timer::unix_now;
@@ -57,10 +58,7 @@ pub fn launch(dir: &ExecutionDir, lock: File) -> io::Result<()> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0(NAME).arg(crate::cli::SHIM).arg(dir.path());
     command.stdin(Stdio::from(lock)).stdout(Stdio::null()).stderr(Stdio::null());
-    // They are the runner's own: a command that meant well could speak to systemd in its name.
-    for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
-        command.env_remove(variable);
-    }
+    notify::VARIABLES.iter().for_each(|variable| _ = command.env_remove(variable));
     sys::isolate(&mut command, Bond::Independent);
     command.spawn().map(drop)
 }
