@@ -38,6 +38,8 @@ pub struct Delivery {
     cursor: Cursor,
     /// Where the window goes on behind the chunks that have been cut.
     position: u64,
+    /// Where the chunks that have been cut begin.
+    cut_from: u64,
     /// The number of the next chunk to be cut.
     number: u64,
     chunks: VecDeque<Chunk>,
@@ -54,6 +56,7 @@ impl Delivery {
         Self {
             cursor,
             position: cursor.start,
+            cut_from: cursor.start,
             number: cursor.number,
             chunks: VecDeque::new(),
             dry_at: None,
@@ -100,10 +103,20 @@ impl Delivery {
             let block = read(&output, self.position, CHUNK_BYTES.min(self.cursor.end - self.position))?;
             // A piece of this size without a newline is nothing that a shim wrote: it is passed over.
             let whole = last_newline(&block).unwrap_or(block.len());
+            self.cut_from = self.position;
             self.position += whole as u64;
             self.cut(&block[..whole])?;
         }
         Ok(self.chunks.front())
+    }
+
+    /// How many bytes of `output` need not be sent any more; the cursor on disk may stand for fewer.
+    pub fn delivered(&self) -> u64 {
+        match &self.chunks {
+            _ if self.abandoned => u64::MAX,
+            none if none.is_empty() => self.position,
+            _ => self.cut_from,
+        }
     }
 
     /// The number of the chunk that `next` gave.

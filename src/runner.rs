@@ -221,7 +221,7 @@ impl Runner {
             self.tend_reload();
             self.tend_round();
             let now = Instant::now();
-            self.report.turn(&self.link, self.running(), now);
+            self.report.turn(&self.link, &self.active, now);
             if self.is_finished() {
                 break;
             }
@@ -315,6 +315,7 @@ impl Runner {
         match self.state.keep() {
             Ok(false) => {}
             Ok(true) => {
+                self.report.forget();
                 log::error!(
                     "the state directory '{}' was removed: it is made anew",
                     self.state.path().display()
@@ -339,14 +340,14 @@ impl Runner {
                 Ok(false) => {}
                 Err(load::Error::Configuration(why) | load::Error::Failed(why)) => {
                     self.reload.fails(&why, now);
-                    self.report.reloaded(Some(why));
+                    self.report.reloaded(Some(why), false);
                 }
             }
         }
         match self.reload.result(now) {
             None => {}
             Some(Ok(loaded)) => self.go_by(loaded, now),
-            Some(Err(why)) => self.report.reloaded(Some(why)),
+            Some(Err(why)) => self.report.reloaded(Some(why), self.reload.is_asked()),
         }
     }
 
@@ -368,7 +369,7 @@ impl Runner {
         self.found = loaded.facts.commands.iter().cloned().collect();
         self.loaded = loaded;
         self.report.goes_by(self.loaded.config.server.as_str(), self.loaded.config.request_timeout);
-        self.report.reloaded(None);
+        self.report.reloaded(None, self.reload.is_asked());
         log::info!("the project was loaded again");
     }
 
@@ -387,6 +388,9 @@ impl Runner {
             Round::Failed => true,
         };
         if ends {
+            if self.round == Round::Failed {
+                log::warning!("this round could not be finished: what waits is left to the next one");
+            }
             self.drain();
         }
     }
@@ -414,7 +418,7 @@ impl Runner {
     }
 
     fn running(&self) -> usize {
-        self.active.iter().filter(|active| matches!(active.stage, Stage::Running { .. })).count()
+        self.active.iter().filter(|active| active.is_running()).count()
     }
 
     fn any_unended(&self) -> bool {

@@ -3,6 +3,7 @@
 //! Only what no other file shows: executions and undelivered output are seen in their directories. Every time is there
 //! twice, by the wall clock for people, and by the monotonic clock for ages, so that setting the clock changes none.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -73,6 +74,10 @@ pub struct Status {
     /// The service's reason.
     pub suspended: Option<String>,
     pub outage: Option<Outage>,
+    /// By execution: how many bytes of its output the service has. Where it is missing, its cursor tells.
+    pub delivered: BTreeMap<String, u64>,
+    /// The project is being loaded again, or will be at once.
+    pub reloading: bool,
     /// How often the project was loaded again, or that was tried.
     pub reloads: u64,
     /// Why the last of them failed; what was loaded before it is still in force.
@@ -95,6 +100,8 @@ impl Status {
             key: Key::Unproven,
             suspended: None,
             outage: None,
+            delivered: BTreeMap::new(),
+            reloading: false,
             reloads: 0,
             reload_error: None,
         }

@@ -24,19 +24,20 @@ pub fn reload(place: &Place) -> Result<u8, Error> {
             state.display()
         ));
     };
-    let reloads = || Status::read(&state, runner.pid()).map(|status| (status.reloads, status.reload_error));
-    let before = reloads().map_or(0, |(count, _)| count);
+    let said = || Status::read(&state, runner.pid());
+    let before = said().map_or(0, |status| status.reloads);
     let name = runner.name();
     let io = |e: std::io::Error| Error::Failed(format!("cannot ask the runner ({name}) to reload: {e}"));
     runner.signal(sys::SIGHUP).map_err(io)?;
     let mut result = None;
     let answered = wait_until(PATIENCE, || {
-        result = reloads().filter(|(count, _)| *count > before);
+        // One that was under way already may have read the old files.
+        result = said().filter(|status| status.reloads > before && !status.reloading);
         Ok(result.is_some() || runner.is_gone()?)
     });
     match (answered.map_err(io)?, result) {
-        (_, Some((_, None))) => say("reloaded").map(|()| 0),
-        (_, Some((_, Some(why)))) => {
+        (_, Some(Status { reload_error: None, .. })) => say("reloaded").map(|()| 0),
+        (_, Some(Status { reload_error: Some(why), .. })) => {
             failed(format!("the runner goes on with what it had loaded before: {why}"))
         }
         (true, None) => failed(format!("the runner ({name}) has ended meanwhile")),

@@ -34,7 +34,14 @@ pub fn start(options: Start) -> Result<u8, Error> {
             Spawned::Ended { code, .. } => Ok(code),
         };
     }
-    run(options)
+    let is_detached = options.mode == Mode::Detached;
+    run(options).inspect_err(|error| {
+        if is_detached {
+            // It is said on the terminal too, as long as there is one.
+            let (Error::Configuration(why) | Error::Failed(why)) = error;
+            log::error!("{why}");
+        }
+    })
 }
 
 /// What is said of a new detached runner.
@@ -79,6 +86,7 @@ pub fn spawn_detached(options: &Start, replace: Option<Replace>, stderr: Stdio) 
     }
     let status = child.wait().map_err(failed)?;
     match status.code().and_then(|code| u8::try_from(code).ok()) {
+        Some(0) => Err(Error::Failed("the detached runner was told to stop before it was ready".to_owned())),
         Some(code) => Ok(Spawned::Ended { code, said: String::from_utf8_lossy(&said).into_owned() }),
         None => Err(Error::Failed(format!(
             "the detached runner was killed by signal {} before it was ready",

@@ -2,6 +2,7 @@
 //!
 //! Nothing is locked, written or asked: it may be called as often as one likes, whatever the runner does meanwhile.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -123,7 +124,7 @@ pub fn status(place: &Place, json: bool) -> Result<u8, Error> {
 
 /// What a runner is busy with, in a few words.
 pub fn what_runs(state: &Path) -> String {
-    let left = executions(state).unwrap_or_default();
+    let left = executions(state, &BTreeMap::new()).unwrap_or_default();
     let named = |stage| {
         let of_stage = left.iter().filter(move |execution| execution.state == stage);
         of_stage
@@ -140,9 +141,11 @@ pub fn what_runs(state: &Path) -> String {
 
 fn report(state: &Path) -> Result<Report, Error> {
     let runner = find_runner(state)?;
-    let executions = executions(state)
+    let says = runner.as_ref().and_then(|runner| Status::read(state, runner.pid()));
+    let delivered = says.as_ref().map(|says| says.delivered.clone()).unwrap_or_default();
+    let executions = executions(state, &delivered)
         .map_err(|e| Error::Failed(format!("cannot read the executions in '{}': {e}", state.display())))?;
-    let runner = runner.map(|runner| runner_report(state, runner.pid()));
+    let runner = runner.map(|runner| runner_report(state, runner.pid(), says));
     let status = match (&runner, &executions[..]) {
         (Some(_), _) => State::Running,
         (None, []) => State::Stopped,
@@ -155,8 +158,7 @@ fn report(state: &Path) -> Result<Report, Error> {
     Ok(Report { status, state_dir, runner, executions, undelivered: Undelivered { bytes, oldest_seconds } })
 }
 
-fn runner_report(state: &Path, pid: u32) -> RunnerReport {
-    let says = Status::read(state, pid);
+fn runner_report(state: &Path, pid: u32, says: Option<Status>) -> RunnerReport {
     let log_file =
         Some(state.join(log::FILE_NAME)).filter(|log| log.exists()).map(|log| log.display().to_string());
     RunnerReport {
@@ -182,18 +184,19 @@ fn runner_report(state: &Path, pid: u32) -> RunnerReport {
     }
 }
 
-fn executions(state: &Path) -> io::Result<Vec<ExecutionReport>> {
+/// `delivered`: what the runner says of how much of which execution the service has.
+fn executions(state: &Path, delivered: &BTreeMap<String, u64>) -> io::Result<Vec<ExecutionReport>> {
     let dirs = match ExecutionDir::list(&state.join("executions")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
     // One that goes while it is looked at has been delivered.
-    let mut found: Vec<_> = dirs.iter().filter_map(|dir| execution(dir).ok()).collect();
+    let mut found: Vec<_> = dirs.iter().filter_map(|dir| execution(dir, delivered).ok()).collect();
     found.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
     Ok(found)
 }
 
-fn execution(dir: &ExecutionDir) -> io::Result<ExecutionReport> {
+fn execution(dir: &ExecutionDir, delivered: &BTreeMap<String, u64>) -> io::Result<ExecutionReport> {
     let spec = dir.spec()?;
     let state = match (dir.exit()?, dir.keeper_pid()?) {
         (Some(_), _) => Stage::Ended,
@@ -202,7 +205,8 @@ fn execution(dir: &ExecutionDir) -> io::Result<ExecutionReport> {
         (None, None) => Stage::New,
     };
     let taken = fs::metadata(dir.path().join("spec.json"))?.modified()?;
-    let delivered = dir.cursor()?.map_or(0, |cursor| cursor.start);
+    let on_disk = dir.cursor()?.map_or(0, |cursor| cursor.start);
+    let delivered = delivered.get(spec.id.as_str()).map_or(on_disk, |said| *said);
     let length = fs::metadata(dir.output_path()).map_or(0, |meta| meta.len());
     Ok(ExecutionReport {
         id: spec.id.as_str().to_owned(),
@@ -235,7 +239,7 @@ fn describe(report: &Report) -> String {
         }
         (None, _) => line("stopped", "no runner is running".into()),
     }
-    line("state", report.state_dir.clone());
+    line("state dir", report.state_dir.clone());
     for execution in &report.executions {
         let name = match execution.state {
             Stage::New => "new",

@@ -170,6 +170,10 @@ impl Active {
         matches!(self.stage, Stage::Ended(_))
     }
 
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.stage, Stage::Running { .. })
+    }
+
     pub(super) fn is_gone(&self) -> bool {
         self.gone
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::executions::Active;
 use super::link::Link;
 use crate::log;
 use crate::notify::Notify;
@@ -10,8 +11,8 @@ use crate::status::{Key, Moment, Status};
 
 /// The loop turns at least this often, so that one that hangs can be told from one that waits.
 const TURN_MAX: Duration = Duration::from_secs(60);
-/// The time of the service's last answer is written this often, other changes at once.
-const CONTACT_INTERVAL: Duration = Duration::from_secs(5);
+/// The time of the service's last answer, and how much it has, are written this often; other changes at once.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a turn may take besides its one request: name lookups and a busy disk.
 const TURN_SLACK: Duration = Duration::from_secs(30);
 
@@ -41,12 +42,21 @@ impl Report {
         self.notify.ready();
     }
 
+    /// The file may be gone: it is written anew at the next turn.
+    pub(super) fn forget(&mut self) {
+        self.written = None;
+    }
+
     pub(super) fn reloading(&mut self) {
+        self.status.reloading = true;
         self.notify.reloading();
     }
 
     /// The project was loaded again, or that failed.
-    pub(super) fn reloaded(&mut self, error: Option<String>) {
+    ///
+    /// `goes_on`: somebody has asked for it once more since it began.
+    pub(super) fn reloaded(&mut self, error: Option<String>, goes_on: bool) {
+        self.status.reloading = goes_on;
         self.status.reloads += 1;
         self.status.reload_error = error;
         self.notify.ready();
@@ -63,7 +73,7 @@ impl Report {
     }
 
     /// Once each turn: writes what has changed, and feeds the watchdog.
-    pub(super) fn turn(&mut self, link: &Link, running: usize, now: Instant) {
+    pub(super) fn turn(&mut self, link: &Link, active: &[Active], now: Instant) {
         // When a turn begins, the last feeding may be half of the watchdog's time ago.
         if self.notify.allow(2 * self.longest_turn) {
             let seconds = 2 * self.longest_turn.as_secs();
@@ -76,15 +86,20 @@ impl Report {
             self.fed = now;
         }
         link.describe(&mut self.status);
+        let delivered = active.iter().map(|one| (one.spec.id.as_str().to_owned(), one.delivery.delivered()));
+        self.status.delivered = delivered.collect();
         let is_due = match &self.written {
             None => true,
             Some((when, written)) => {
-                let mut same = written.clone();
-                same.contact = self.status.contact;
-                let interval = if same != self.status {
+                let mut calm = written.clone();
+                calm.contact = self.status.contact;
+                if calm.delivered.keys().eq(self.status.delivered.keys()) {
+                    calm.delivered.clone_from(&self.status.delivered);
+                }
+                let interval = if calm != self.status {
                     Duration::ZERO
-                } else if written.contact != self.status.contact {
-                    CONTACT_INTERVAL
+                } else if *written != self.status {
+                    PROGRESS_INTERVAL
                 } else {
                     TURN_MAX
                 };
@@ -92,10 +107,10 @@ impl Report {
             }
         };
         if is_due {
+            let running = active.iter().filter(|one| one.is_running()).count();
             self.notify.status(&self.summary(running));
-            let mut written = self.status.clone();
-            written.turned = Moment::now();
-            if let Err(error) = written.write(&self.state) {
+            self.status.turned = Moment::now();
+            if let Err(error) = self.status.write(&self.state) {
                 log::debug!("status.json cannot be written: {error}");
             }
             self.written = Some((now, self.status.clone()));
