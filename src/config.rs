@@ -6,6 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -31,6 +34,9 @@ const SETTINGS: [&str; 11] = [
 ];
 /// Read from the environment only, before the settings are known.
 const ENVIRONMENT_ONLY: [&str; 1] = ["STATE_DIR"];
+
+/// The name under which systemd is to hand over the key.
+const CREDENTIAL: &str = "djangocommand-api-key";
 
 /// The service's two names: the prefix of its settings and its default server.
 const SERVICES: [(&str, &str); 2] = [
@@ -161,17 +167,24 @@ impl Config {
         server_url_option: Option<&str>,
     ) -> Result<Self, Vec<Problem>> {
         let (prefix, default_url) = service(settings, environment);
-        let mut reader =
-            Reader { prefix, settings, environment, effective: Vec::new(), problems: Vec::new() };
-        let api_key = reader.api_key();
+        let credential = credential(environment);
+        let mut reader = Reader {
+            prefix,
+            settings,
+            environment,
+            effective: Vec::new(),
+            problems: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let api_key = reader.api_key(&credential);
         let server = reader.server(default_url, server_url_option);
         let heartbeat_interval = reader.seconds("HEARTBEAT_INTERVAL", 30.0, 5.0);
         let request_timeout = reader.seconds("REQUEST_TIMEOUT", 30.0, 0.1);
         let max_retries = reader.max_retries();
         let policy = reader.policy();
         reader.refuse_unknown_settings();
-        let warnings = reader.odd_variables();
-        let Reader { problems, effective, .. } = reader;
+        reader.warnings.extend(reader.odd_variables());
+        let Reader { problems, effective, warnings, .. } = reader;
         match (api_key, server) {
             (Some(api_key), Some(server)) if problems.is_empty() => Ok(Self {
                 api_key,
@@ -238,6 +251,19 @@ struct Reader<'a> {
     environment: &'a Environment,
     effective: Vec<String>,
     problems: Vec<Problem>,
+    warnings: Vec<String>,
+}
+
+/// The key that systemd hands over as a file which no other process can read (`LoadCredential=`), if it does.
+fn credential(environment: &Environment) -> Option<io::Result<String>> {
+    /// No key is as long; what is cut off makes it a wrong one.
+    const LENGTH_MAX: u64 = 4096;
+    let path = Path::new(environment.get("CREDENTIALS_DIRECTORY")?).join(CREDENTIAL);
+    let mut text = String::new();
+    match File::open(path).and_then(|file| file.take(LENGTH_MAX).read_to_string(&mut text)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        read => Some(read.map(|_| text.trim().to_owned())),
+    }
 }
 
 impl<'a> Reader<'a> {
@@ -261,14 +287,34 @@ impl<'a> Reader<'a> {
         self.problems.push(Problem(format!("{prefix}{name} is {shown} ({origin}), but must be {rule}")));
     }
 
-    fn api_key(&mut self) -> Option<ApiKey> {
-        let raw = self.raw("API_KEY");
+    fn api_key(&mut self, credential: &'a Option<io::Result<String>>) -> Option<ApiKey> {
+        let raw = match credential {
+            None => self.raw("API_KEY"),
+            Some(Ok(text)) => Raw::Text(text, "systemd credential"),
+            Some(Err(error)) => {
+                let why = format!("the systemd credential '{CREDENTIAL}' cannot be read: {error}");
+                self.problems.push(Problem(why));
+                return None;
+            }
+        };
         let text = match &raw {
             Raw::Text(text, _) => Some(*text),
             Raw::Setting(value) => value.as_str(),
             Raw::Default => None,
         };
         let key = text.and_then(ApiKey::parse);
+        let name = format!("{}API_KEY", self.prefix);
+        let in_settings = self.settings.get(&name).and_then(Value::as_str);
+        for (origin, other) in
+            [("environment", self.environment.get(&name)), ("Django settings", in_settings)]
+        {
+            if other.is_some() && other != text {
+                self.warnings.push(format!(
+                    "{name} is taken from the {}; another one is in the {origin}",
+                    raw.origin()
+                ));
+            }
+        }
         match (&key, &raw) {
             (Some(key), _) => self.took("API_KEY", format!("{key:?}"), &raw),
             (None, Raw::Default) => self.problems.push(Problem(format!(
@@ -629,6 +675,34 @@ mod tests {
             resolve(json!({"DJANGOCOMMAND_API_KEY": null})).unwrap_err().contains("API_KEY is '********'")
         );
         assert!(resolve(json!({"DJANGOCOMMAND_API_KEY": "dc_a\r\nX-Evil: 1"})).is_err());
+    }
+
+    #[test]
+    fn a_key_in_a_systemd_credential_comes_first_and_another_key_elsewhere_is_a_warning() {
+        let directory = tempfile::tempdir().unwrap();
+        let credential = directory.path().join(CREDENTIAL);
+        std::fs::write(&credential, "dc_credential\n").unwrap();
+        let named = ("CREDENTIALS_DIRECTORY", directory.path().to_str().unwrap());
+        let resolved =
+            |variables: &[(&str, &str)]| Config::resolve(&settings(json!({})), &environment(variables), None);
+        let config = resolved(&[named, ("DJANGOCOMMAND_API_KEY", "dc_credential")]).unwrap();
+        assert_eq!(config.api_key.reveal(), "dc_credential");
+        assert_eq!(config.effective[0], "DJANGOCOMMAND_API_KEY = dc_******** (systemd credential)");
+        assert_eq!(
+            config.warnings,
+            [
+                "DJANGOCOMMAND_API_KEY is taken from the systemd credential; another one is in the Django settings"
+            ]
+        );
+        std::fs::write(&credential, [0xff]).unwrap();
+        let problems = resolved(&[named]).unwrap_err();
+        assert!(problems[0].0.starts_with("the systemd credential 'djangocommand-api-key' cannot be read"));
+        std::fs::remove_file(credential).unwrap();
+        assert_eq!(
+            resolved(&[named]).unwrap().api_key.reveal(),
+            "dc_secret",
+            "the unit has other credentials"
+        );
     }
 
     #[test]

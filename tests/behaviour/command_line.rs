@@ -177,6 +177,30 @@ fn a_state_directory_that_others_could_write_is_refused() {
 }
 
 #[test]
+fn a_state_directory_on_a_full_or_read_only_disk_is_refused_with_the_reason() {
+    let project = fake_project();
+    for (prepare, said) in [
+        ("head -c 1M /dev/zero > /mnt/filler", "cannot lock the state directory '/mnt/state': No space left"),
+        ("mount -o remount,ro /mnt", "cannot make the state directory '/mnt/state': Read-only file system"),
+        (
+            "mkdir -m 700 /mnt/state; mount -o remount,ro /mnt",
+            "cannot use the state directory '/mnt/state': Read-only file system",
+        ),
+    ] {
+        let script =
+            format!("mount -t tmpfs -o size=64k disk /mnt && {{ {prepare}; }} 2>/dev/null; exec \"$@\"");
+        let mut command = in_own_file_systems();
+        command.args(["sh", "-c", &script, "sh", BINARY, "start", "--state-dir", "/mnt/state"]);
+        command.arg("-C").arg(project.dir()).arg("--python").arg(system_python());
+        let output = command.env("DJANGOCOMMAND_API_KEY", KEY).stdin(Stdio::null()).output().unwrap();
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(stderr.starts_with(&format!("djangocommand: {said}")), "{stderr}");
+        assert!(stderr.contains("name another one with --state-dir"), "{stderr}");
+    }
+}
+
+#[test]
 fn without_settings_the_renamed_services_default_url_is_its_own() {
     for (prefix, url) in [
         ("DJANGOCOMMAND", "https://app.djangocommand.com"),
@@ -198,6 +222,16 @@ fn without_settings_the_renamed_services_default_url_is_its_own() {
 fn typed(args: &[&str]) -> Command {
     let mut command = Command::new(BINARY);
     command.args(args).env_clear().env("PATH", SYSTEM_PATH).stdin(Stdio::null());
+    command
+}
+
+/// A program that can mount what nobody else sees.
+fn in_own_file_systems() -> Command {
+    let mut command = Command::new("unshare");
+    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command.arg("--mount");
     command
 }
 
