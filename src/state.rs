@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::Environment;
-use crate::sys::{self, PidFd};
+use crate::sys;
 
 /// Below the state directory: where each execution has its own.
 const EXECUTIONS: &str = "executions";
@@ -171,20 +171,7 @@ impl Occupant {
         if self.pid == 0 {
             return Err(io::Error::other("its PID is not visible from here (another container?)"));
         }
-        let process = PidFd::open(self.pid);
-        // That the lock is held by this PID still, now that the process is pinned, proves whose it is.
-        if self.is_gone()? {
-            return Ok(());
-        }
-        match process {
-            Ok(process) => process.signal(signal),
-            Err(error) if sys::is_no_such_process(&error) => Ok(()),
-            // The kernel has no pidfds, or a sandbox forbids them: what is left is the proof of an instant ago.
-            Err(_) => {
-                sys::kill_child(self.pid, signal);
-                Ok(())
-            }
-        }
+        sys::signal_process(self.pid, signal, || self.is_gone().map(|gone| !gone)).map(drop)
     }
 }
 

@@ -167,13 +167,6 @@ pub fn leave_no_zombies() {
     while reap().is_some() {}
 }
 
-/// Sends `signal` to one process. Only where the PID is surely still that process's: a child that has not been reaped,
-/// or, without pidfds, one that was proven to live an instant ago.
-pub fn kill_child(pid: u32, signal: i32) {
-    // SAFETY: kill takes integers. A process that is gone already is no error for the caller.
-    unsafe { libc::kill(pid.cast_signed(), signal) };
-}
-
 /// Sends `signal` to the process group that an unreaped child leads.
 pub fn kill_group(leader: u32, signal: i32) {
     // SAFETY: kill takes integers. A group that is gone already is no error for the caller.
@@ -216,37 +209,50 @@ fn whole_file_lock() -> libc::flock {
     lock
 }
 
-/// A reference to a process that cannot come to mean another one.
-pub struct PidFd(OwnedFd);
-
-impl PidFd {
-    /// # Errors
-    /// `ESRCH` if there is no such process; `ENOSYS` before Linux 5.3.
-    pub fn open(pid: u32) -> io::Result<Self> {
-        // SAFETY: the call takes integers.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let fd = i32::try_from(fd).map_err(io::Error::other)?;
-        // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+/// Sends `signal` to the process `pid`, if `is_it` says that this is the right one: asked when the process is held by a
+/// reference that cannot come to mean another. Returns whether it was sent. Where the kernel has no such references, or a
+/// sandbox forbids them, what is left is the proof of an instant ago.
+///
+/// # Errors
+/// Of `is_it`; or the process belongs to somebody else.
+pub fn signal_process(pid: u32, signal: i32, is_it: impl FnOnce() -> io::Result<bool>) -> io::Result<bool> {
+    let process = open_pidfd(pid);
+    let is_gone = |error: &io::Error| error.raw_os_error() == Some(libc::ESRCH);
+    if process.as_ref().is_err_and(is_gone) || !is_it()? {
+        return Ok(false);
     }
-
-    /// # Errors
-    /// `ESRCH` if the process has ended.
-    pub fn signal(&self, signal: i32) -> io::Result<()> {
-        let none = ptr::null::<libc::siginfo_t>();
+    let pid = pid.cast_signed();
+    let sent = match process {
         // SAFETY: the descriptor is open, and a null siginfo is allowed.
-        let result =
-            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal, none, 0) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        Ok(process) => unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                process.as_raw_fd(),
+                signal,
+                ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        },
+        // SAFETY: kill takes integers.
+        Err(_) => libc::c_long::from(unsafe { libc::kill(pid, signal) }),
+    };
+    match io::Error::last_os_error() {
+        _ if sent == 0 => Ok(true),
+        error if is_gone(&error) => Ok(false),
+        error => Err(error),
     }
 }
 
-/// Whether a system call failed because the process is gone.
-pub fn is_no_such_process(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ESRCH)
+/// Fails with `ESRCH` if there is no such process, with `ENOSYS` before Linux 5.3.
+fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The user that this process acts as.
@@ -386,12 +392,16 @@ mod tests {
     }
 
     #[test]
-    fn a_pidfd_of_a_process_that_is_gone_cannot_be_opened() {
+    fn only_the_process_that_is_meant_gets_a_signal() {
         let turn = no_forks_meanwhile();
-        let mut child = Command::new("true").spawn().unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         drop(turn);
         let pid = child.id();
-        child.wait().unwrap();
-        assert_eq!(PidFd::open(pid).err().unwrap().raw_os_error(), Some(libc::ESRCH));
+        assert!(!signal_process(pid, SIGKILL, || Ok(false)).unwrap());
+        assert!(signal_process(pid, SIGKILL, || Err(io::Error::other("who knows"))).is_err());
+        assert!(child.try_wait().unwrap().is_none(), "it lives");
+        assert!(signal_process(pid, SIGKILL, || Ok(true)).unwrap());
+        assert_eq!(child.wait().unwrap().signal(), Some(SIGKILL));
+        assert!(!signal_process(pid, SIGKILL, || Ok(true)).unwrap(), "it is gone");
     }
 }

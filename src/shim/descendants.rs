@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 
-use crate::sys::{self, PidFd};
+use crate::sys;
 
 /// The PIDs of all living descendants; those that have ended but are not reaped yet do not count.
 pub fn list() -> Vec<u32> {
@@ -35,18 +35,9 @@ pub fn list() -> Vec<u32> {
 pub fn signal(signal: i32) -> usize {
     let pids = list();
     for pid in &pids {
-        match PidFd::open(*pid) {
-            // Asked again with the process held: if its PID were another's by now, its parent would not be one of ours.
-            Ok(process)
-                if parent(*pid).is_some_and(|(p, _)| p == std::process::id() || pids.contains(&p)) =>
-            {
-                let _ = process.signal(signal);
-            }
-            Ok(_) => {}
-            Err(error) if sys::is_no_such_process(&error) => {}
-            // The kernel has no pidfds, or a sandbox forbids them.
-            Err(_) => sys::kill_child(*pid, signal),
-        }
+        // If the PID were another's by now, its parent would not be one of ours.
+        let is_ours = || Ok(parent(*pid).is_some_and(|(p, _)| p == std::process::id() || pids.contains(&p)));
+        let _ = sys::signal_process(*pid, signal, is_ours);
     }
     pids.len()
 }

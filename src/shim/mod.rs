@@ -27,7 +27,7 @@ use crate::execution::store::{ExecutionDir, Keeper, Process, Task};
 use crate::execution::{Outcome, Status};
 use crate::notify;
 use crate::signals::Signals;
-use crate::sys::{self, Bond, PidFd};
+use crate::sys::{self, Bond};
 use crate::timer::unix_now;
 
 /// The signal that asks the shim to end its command, with time to clean up.
@@ -71,18 +71,9 @@ pub fn launch(dir: &ExecutionDir, lock: File) -> io::Result<()> {
 /// The lock file cannot be read, or the signal not be sent.
 pub fn ask(dir: &ExecutionDir, signal: i32) -> io::Result<bool> {
     let Keeper::Alive(Some(pid)) = dir.keeper()? else { return Ok(false) };
-    let shim = PidFd::open(pid);
-    // The PID was read from a file. That its lock is held still, now that the process is pinned, proves whose it is.
-    let is_proven = matches!(dir.keeper()?, Keeper::Alive(Some(still)) if still == pid);
-    match shim {
-        Ok(shim) if is_proven => shim.signal(signal).map(|()| true),
-        // The kernel has no pidfds, or a sandbox forbids them: what is left is the proof of an instant ago.
-        Err(error) if is_proven && !sys::is_no_such_process(&error) => {
-            sys::kill_child(pid, signal);
-            Ok(true)
-        }
-        _ => Ok(false),
-    }
+    // The PID was read from a file. That its lock is held still proves whose it is.
+    let is_still_held = || Ok(matches!(dir.keeper()?, Keeper::Alive(Some(still)) if still == pid));
+    sys::signal_process(pid, signal, is_still_held)
 }
 
 /// The living shims of the executions below `executions`, known by their command lines: also one that has done its work
@@ -109,13 +100,7 @@ pub struct Running {
 impl Running {
     /// Sends it a signal, if it is still there.
     pub fn signal(&self, signal: i32) {
-        // Asked again with the process held: by now its PID could be another's.
-        let process = PidFd::open(self.pid);
-        match process {
-            _ if !is_shim_of(self.pid, &self.directory) => {}
-            Ok(process) => _ = process.signal(signal),
-            Err(_) => sys::kill_child(self.pid, signal),
-        }
+        let _ = sys::signal_process(self.pid, signal, || Ok(is_shim_of(self.pid, &self.directory)));
     }
 }
 
