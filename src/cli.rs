@@ -76,6 +76,8 @@ pub enum Mode {
 pub enum Replace {
     /// What runs goes on under the next one.
     HandOver,
+    /// The same, but only if its loop does not turn.
+    Hanging,
     /// What runs is cancelled first.
     Force,
 }
@@ -396,7 +398,8 @@ impl Values {
             "once" => set_mode(start, Mode::Once)?,
             "detached" => set_mode(start, Mode::Detached)?,
             "replace" => {
-                start.replace = Some(choice(opt, &text(value)?, "hand-over or force", Replace::from_word)?)
+                start.replace =
+                    Some(choice(opt, &text(value)?, "hand-over, hanging or force", Replace::from_word)?)
             }
             FORCE => self.force = true,
             "json" => self.json = true,
@@ -441,12 +444,13 @@ impl Replace {
     pub fn word(self) -> &'static str {
         match self {
             Self::HandOver => "hand-over",
+            Self::Hanging => "hanging",
             Self::Force => "force",
         }
     }
 
     fn from_word(word: &str) -> Option<Self> {
-        [Self::HandOver, Self::Force].into_iter().find(|how| how.word() == word)
+        [Self::HandOver, Self::Hanging, Self::Force].into_iter().find(|how| how.word() == word)
     }
 }
 

@@ -52,7 +52,7 @@ const SAME_SIGNAL: Duration = Duration::from_millis(200);
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a runner that hands over waits for the begin of what it has already told the service to have started.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(5);
-/// How long `start --once` tries to deliver what has ended while the service takes nothing of it.
+/// How long `start --once` goes on while nothing runs and the service takes nothing of what there is.
 const ROUND_PATIENCE: Duration = Duration::from_secs(60);
 /// How many oddities of the pending list are remembered, so that each is said or tried once and not at every poll.
 const REMEMBERED_MAX: usize = 1000;
@@ -92,10 +92,12 @@ pub struct Runner {
     heartbeat: Recurring,
     sync: Recurring,
     needs_sync: bool,
+    /// The service did not accept the last one.
+    sync_refused: bool,
     poll: Recurring,
     /// When an execution was last taken or completed.
     last_activity: Option<Instant>,
-    /// When the service last took output or a completion, or there was nothing of that kind to take.
+    /// When the service last took output or a completion, or had no need to: something ran, or nothing was left.
     last_delivery: Instant,
     /// The last poll left something on the list for want of room.
     more_pending: bool,
@@ -195,6 +197,7 @@ impl Runner {
             heartbeat: Recurring::new(interval, retries, now),
             sync: Recurring::new(interval, retries, now),
             needs_sync: false,
+            sync_refused: false,
             poll: Recurring::new(POLL_INTERVAL, retries, now),
             last_activity: None,
             last_delivery: now,
@@ -236,7 +239,13 @@ impl Runner {
                 log::warning!("stopped; the next runner will deliver what is left of {left} execution(s)")
             }
         }
-        if self.active.is_empty() && self.round != Round::Failed { End::Done } else { End::SomethingLeft }
+        let round_is_done = match self.round {
+            Round::Endless => true,
+            Round::Over => !self.sync_refused,
+            Round::Open | Round::Failed => false,
+        };
+        let is_done = self.active.is_empty() && round_is_done;
+        if is_done { End::Done } else { End::SomethingLeft }
     }
 
     /// Waits for the next duty, or for what else is to be looked at before that.
@@ -267,7 +276,11 @@ impl Runner {
         let Some(wish) = self.wishes.take() else { return };
         let running = self.running();
         match (wish, &self.stop) {
-            (Wish::Reload, _) => self.reload.ask(),
+            (Wish::Reload, Stop::No) => self.reload.ask(),
+            (Wish::Reload, _) => {
+                log::info!("the project is not loaded again: the runner is stopping");
+                self.report.reloaded(Some("it is stopping".to_owned()));
+            }
             (Wish::Leave, _) => {
                 log::info!("handing over; {running} running execution(s) go on under the next runner");
                 self.stop = Stop::Leaving { until: Instant::now() + HAND_OVER_PATIENCE };
@@ -339,15 +352,16 @@ impl Runner {
                 Ok(true) => self.report.reloading(),
                 Ok(false) => {}
                 Err(load::Error::Configuration(why) | load::Error::Failed(why)) => {
+                    self.report.reloading();
                     self.reload.fails(&why, now);
-                    self.report.reloaded(Some(why), false);
+                    self.report.reloaded(Some(why));
                 }
             }
         }
         match self.reload.result(now) {
             None => {}
             Some(Ok(loaded)) => self.go_by(loaded, now),
-            Some(Err(why)) => self.report.reloaded(Some(why), self.reload.is_asked()),
+            Some(Err(why)) => self.report.reloaded(Some(why)),
         }
     }
 
@@ -362,14 +376,21 @@ impl Runner {
         if !is_same_account {
             self.link.renew();
         }
-        self.needs_sync = self.link.set_hash(&loaded.catalogue.hash) || !is_same_account;
-        self.heartbeat = Recurring::new(interval, retries, now);
-        self.sync = Recurring::new(interval, retries, now);
-        self.poll = Recurring::new(POLL_INTERVAL, retries, now);
+        let is_news = self.link.set_hash(&loaded.catalogue.hash) || !is_same_account;
+        self.needs_sync |= is_news;
+        let old = &self.loaded.config;
+        if !is_same_account || (interval, retries) != (old.heartbeat_interval, old.max_retries) {
+            self.heartbeat = Recurring::new(interval, retries, now);
+            self.sync = Recurring::new(interval, retries, now);
+            self.poll = Recurring::new(POLL_INTERVAL, retries, now);
+        } else if is_news {
+            self.heartbeat.hurry(now);
+            self.sync.hurry(now);
+        }
         self.found = loaded.facts.commands.iter().cloned().collect();
         self.loaded = loaded;
         self.report.goes_by(self.loaded.config.server.as_str(), self.loaded.config.request_timeout);
-        self.report.reloaded(None, self.reload.is_asked());
+        self.report.reloaded(None);
         log::info!("the project was loaded again");
     }
 
@@ -378,18 +399,19 @@ impl Runner {
         if !matches!(self.stop, Stop::No) {
             return;
         }
-        let is_stuck = !self.any_unended() && self.last_delivery.elapsed() >= ROUND_PATIENCE;
-        if is_stuck && !self.active.is_empty() {
-            self.fail_round_unless(false);
+        if self.running() > 0 || self.active.is_empty() {
+            self.last_delivery = Instant::now();
         }
+        let is_stuck = self.last_delivery.elapsed() >= ROUND_PATIENCE;
+        self.fail_round_unless(!is_stuck);
         let ends = match self.round {
             Round::Endless | Round::Open => false,
-            Round::Over => self.active.is_empty() && !self.needs_sync,
+            Round::Over => self.active.is_empty() && (!self.needs_sync || self.sync_refused),
             Round::Failed => true,
         };
         if ends {
             if self.round == Round::Failed {
-                log::warning!("this round could not be finished: what waits is left to the next one");
+                log::error!("this round could not be finished: what waits is left to the next one");
             }
             self.drain();
         }
@@ -511,7 +533,6 @@ impl Runner {
         }
         match result {
             Err(Failure::Denied { message, .. }) => {
-                self.fail_round_unless(false);
                 let wait = self.link.key_refused(message, now);
                 self.heartbeat.reschedule(now + wait);
             }
@@ -549,7 +570,7 @@ impl Runner {
                     self.round = Round::Over;
                 }
             }
-            Err(Failure::Denied { .. }) => {}
+            Err(Failure::Denied { .. }) => self.fail_round_unless(false),
             Err(failure) => {
                 let goes_on = put_off(&mut self.heartbeat, "heartbeat", &failure, &mut self.link, now);
                 self.fail_round_unless(goes_on);
@@ -563,7 +584,7 @@ impl Runner {
         match result {
             Ok((count, hash)) => {
                 log::info!("told the service of {count} command(s)");
-                self.needs_sync = false;
+                (self.needs_sync, self.sync_refused) = (false, false);
                 self.link.accepted("sync");
                 if let Some(hash) = hash {
                     self.link.adopt_hash(hash);
@@ -571,7 +592,9 @@ impl Runner {
             }
             Err(failure) => {
                 let goes_on = put_off(&mut self.sync, "sync", &failure, &mut self.link, now);
-                self.fail_round_unless(goes_on);
+                // The dashboard then shows an old list; that keeps nobody's command from being run.
+                self.sync_refused = matches!(failure, Failure::Refused { .. });
+                self.fail_round_unless((goes_on || self.sync_refused) && !is_denied(&failure));
             }
         }
     }
@@ -594,7 +617,7 @@ impl Runner {
             }
             Err(failure) => {
                 let goes_on = put_off(&mut self.poll, "poll", &failure, &mut self.link, now);
-                self.fail_round_unless(goes_on);
+                self.fail_round_unless(goes_on && !is_denied(&failure));
             }
         }
     }
@@ -711,6 +734,11 @@ impl Runner {
             }
         }
     }
+}
+
+/// Whether it was denied as with a wrong key.
+fn is_denied(failure: &Failure) -> bool {
+    matches!(failure, Failure::Denied { .. })
 }
 
 /// Plans when a duty of the runner's own comes again after a failure. Returns whether that is a retry.

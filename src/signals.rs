@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use signal_hook::{flag, low_level};
 
-/// While the flag is set, any of `signals` ends the process at once, with code 0 and even inside a blocking call.
+/// While the flag is set, any of `signals` ends the process at once, with `code` and even inside a blocking call.
 ///
 /// # Errors
 /// A signal that cannot be caught.
-pub fn exit_while(flag: &Arc<AtomicBool>, signals: &[i32]) -> io::Result<()> {
+pub fn exit_while(flag: &Arc<AtomicBool>, code: i32, signals: &[i32]) -> io::Result<()> {
     signals
         .iter()
-        .try_for_each(|signal| flag::register_conditional_shutdown(*signal, 0, Arc::clone(flag)).map(drop))
+        .try_for_each(|signal| flag::register_conditional_shutdown(*signal, code, Arc::clone(flag)).map(drop))
 }
 
 pub struct Signals {

@@ -4,7 +4,7 @@
 //! temporary directory: there anybody may put something in our place first.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -50,7 +50,7 @@ impl StateDir {
             }
             // It may have been let go of in between.
             if let Some(pid) = sys::record_lock_holder(&file).map_err(unusable)? {
-                return Err(Error::Taken(Occupant { pid, path, lock: file }));
+                return Err(Error::Taken(Occupant::new(pid, path, file)));
             }
         };
         label(&lock).map_err(unusable)?;
@@ -118,6 +118,8 @@ fn label(mut lock: &File) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Occupant {
     pid: u32,
+    /// What it calls itself: in another container its PID is another.
+    label: Option<u32>,
     path: PathBuf,
     lock: File,
 }
@@ -133,13 +135,28 @@ impl Occupant {
             Err(error) => Err(error),
             Ok(lock) => {
                 let pid = sys::record_lock_holder(&lock)?;
-                Ok(pid.map(|pid| Self { pid, path: path.to_owned(), lock }))
+                Ok(pid.map(|pid| Self::new(pid, path.to_owned(), lock)))
             }
         }
     }
 
-    pub fn pid(&self) -> u32 {
-        self.pid
+    fn new(pid: u32, path: PathBuf, mut lock: File) -> Self {
+        /// No PID is longer, whatever else the file may hold.
+        const LABEL_MAX: u64 = 20;
+        let mut label = String::new();
+        let label =
+            (&mut lock).take(LABEL_MAX).read_to_string(&mut label).ok().and(label.trim().parse().ok());
+        Self { pid, label, path, lock }
+    }
+
+    /// `None` if the process cannot be seen from here.
+    pub fn pid(&self) -> Option<u32> {
+        Some(self.pid).filter(|pid| *pid != 0)
+    }
+
+    /// The PID that it has by its own words, for finding what else it says.
+    pub fn label(&self) -> Option<u32> {
+        self.label
     }
 
     /// The state directory that it has.
@@ -149,10 +166,8 @@ impl Occupant {
 
     /// `PID 4711`, for messages.
     pub fn name(&self) -> String {
-        match self.pid {
-            0 => "a process that cannot be seen from here".to_owned(),
-            pid => format!("PID {pid}"),
-        }
+        let unseen = || "a process that cannot be seen from here".to_owned();
+        self.pid().map_or_else(unseen, |pid| format!("PID {pid}"))
     }
 
     /// Whether it has ended, or given the directory away.
@@ -168,10 +183,9 @@ impl Occupant {
     /// # Errors
     /// It cannot be seen from here, or belongs to somebody else.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
-        if self.pid == 0 {
-            return Err(io::Error::other("its PID is not visible from here (another container?)"));
-        }
-        sys::signal_process(self.pid, signal, || self.is_gone().map(|gone| !gone)).map(drop)
+        let unseen = || io::Error::other("its PID is not visible from here (another container?)");
+        let pid = self.pid().ok_or_else(unseen)?;
+        sys::signal_process(pid, signal, || self.is_gone().map(|gone| !gone)).map(drop)
     }
 }
 
@@ -239,7 +253,10 @@ fn make_private(path: &Path) -> io::Result<()> {
 }
 
 /// Whoever can write here can make this runner start processes, so nobody else may.
-fn check_private(path: &Path) -> Result<(), String> {
+///
+/// # Errors
+/// Somebody else may, or the directory is not this user's.
+pub fn check_private(path: &Path) -> Result<(), String> {
     let shown = path.display();
     let meta = fs::symlink_metadata(path)
         .map_err(|e| format!("cannot look at the state directory '{shown}': {e}"))?;

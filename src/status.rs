@@ -76,10 +76,10 @@ pub struct Status {
     pub outage: Option<Outage>,
     /// By execution: how many bytes of its output the service has. Where it is missing, its cursor tells.
     pub delivered: BTreeMap<String, u64>,
-    /// The project is being loaded again, or will be at once.
-    pub reloading: bool,
     /// How often the project was loaded again, or that was tried.
     pub reloads: u64,
+    /// That is going on: it may have begun before what is asked for now.
+    pub is_reloading: bool,
     /// Why the last of them failed; what was loaded before it is still in force.
     pub reload_error: Option<String>,
 }
@@ -101,17 +101,17 @@ impl Status {
             suspended: None,
             outage: None,
             delivered: BTreeMap::new(),
-            reloading: false,
             reloads: 0,
+            is_reloading: false,
             reload_error: None,
         }
     }
 
-    /// What the runner with this PID has said last; `None` if it has not said anything yet that can be read here.
-    pub fn read(state: &Path, pid: u32) -> Option<Self> {
+    /// What the runner that calls itself `pid` has said last; `None` if it has not said anything yet that can be read here.
+    pub fn read(state: &Path, pid: Option<u32>) -> Option<Self> {
         let bytes = fs::read(state.join(NAME)).ok()?;
         let status: Self = serde_json::from_slice(&bytes).ok()?;
-        (status.pid == pid && status.version <= FORMAT).then_some(status)
+        (Some(status.pid) == pid && status.version <= FORMAT).then_some(status)
     }
 
     /// How long ago the loop had its last turn.

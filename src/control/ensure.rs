@@ -7,6 +7,7 @@ use super::start::{Spawned, spawn_detached, started};
 use super::{Error, find_runner, say, state_path};
 use crate::cli::{Replace, Start};
 use crate::config::Environment;
+use crate::state::Occupant;
 use crate::status::Status;
 
 /// A runner whose loop has not turned for this long hangs: a turn has one request, which has a time limit.
@@ -20,26 +21,30 @@ pub fn ensure(options: &Start) -> Result<u8, Error> {
     let state = state_path(&options.place, &Environment::read())?;
     let mut replace = None;
     if let Some(runner) = find_runner(&state)? {
-        // One that has not said anything yet has just begun.
-        let still_for =
-            Status::read(&state, runner.pid()).map_or(Duration::ZERO, |status| status.hangs_for());
-        if still_for < HANGS_AFTER {
-            return Ok(0);
-        }
+        let Some(still_for) = hangs_for(&runner) else { return Ok(0) };
         say(&format!(
             "the runner ({}) has not moved for {} s: replacing it",
             runner.name(),
             still_for.as_secs()
         ))?;
-        replace = Some(Replace::HandOver);
+        replace = Some(Replace::Hanging);
     }
     match spawn_detached(options, replace, Stdio::piped())? {
         Spawned::Ready(pid) => say(&started(pid, &state)).map(|()| 0),
         // Another `ensure` was faster.
-        Spawned::Ended { .. } if replace.is_none() && find_runner(&state)?.is_some() => Ok(0),
+        Spawned::Ended { .. } if find_runner(&state)?.is_some_and(|runner| hangs_for(&runner).is_none()) => {
+            Ok(0)
+        }
         Spawned::Ended { code, said } => {
             let _ = std::io::Write::write_all(&mut std::io::stderr().lock(), said.as_bytes());
             Ok(code)
         }
     }
+}
+
+/// How long the loop of a runner that hangs has not turned; `None` for a healthy one.
+pub fn hangs_for(runner: &Occupant) -> Option<Duration> {
+    // One that has not said anything yet has just begun.
+    let status = Status::read(runner.path(), runner.label())?;
+    Some(status.hangs_for()).filter(|still_for| *still_for >= HANGS_AFTER)
 }

@@ -24,15 +24,15 @@ pub fn reload(place: &Place) -> Result<u8, Error> {
             state.display()
         ));
     };
-    let said = || Status::read(&state, runner.pid());
-    let before = said().map_or(0, |status| status.reloads);
+    let said = || Status::read(&state, runner.label());
+    // One that is under way may have read the old files: its end is not the answer.
+    let before = said().map_or(0, |status| status.reloads + u64::from(status.is_reloading));
     let name = runner.name();
     let io = |e: std::io::Error| Error::Failed(format!("cannot ask the runner ({name}) to reload: {e}"));
     runner.signal(sys::SIGHUP).map_err(io)?;
     let mut result = None;
     let answered = wait_until(PATIENCE, || {
-        // One that was under way already may have read the old files.
-        result = said().filter(|status| status.reloads > before && !status.reloading);
+        result = said().filter(|status| status.reloads > before);
         Ok(result.is_some() || runner.is_gone()?)
     });
     match (answered.map_err(io)?, result) {

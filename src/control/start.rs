@@ -3,7 +3,7 @@
 //! A detached runner is this program started once more. Until it has its lock and a good configuration it dies with the
 //! process that started it, and what is wrong it says on that process's terminal.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,7 +21,8 @@ use crate::status::Status;
 use crate::sys::{self, Bond};
 
 /// What a detached runner tells the process that started it.
-const READY: &str = "ready\n";
+const READY: &str = "ready";
+
 /// Checks everything that can be checked here, then runs until a signal ends it. Returns the exit code.
 ///
 /// # Errors
@@ -77,11 +78,17 @@ pub fn spawn_detached(options: &Start, replace: Option<Replace>, stderr: Stdio) 
     if let Some(mut stderr) = child.stderr.take() {
         stderr.read_to_end(&mut said).map_err(failed)?;
     }
-    let mut answer = String::new();
-    if let Some(mut stdout) = child.stdout.take() {
-        stdout.read_to_string(&mut answer).map_err(failed)?;
+    let mut is_ready = false;
+    for line in child.stdout.take().into_iter().flat_map(|stdout| BufReader::new(stdout).lines()) {
+        let line = line.map_err(failed)?;
+        if line == READY {
+            is_ready = true;
+        } else {
+            // What one that replaces another says of that.
+            say(&line)?;
+        }
     }
-    if answer == READY {
+    if is_ready {
         return Ok(Spawned::Ready(child.id()));
     }
     let status = child.wait().map_err(failed)?;
@@ -99,7 +106,9 @@ fn run(options: Start) -> Result<u8, Error> {
     let environment = Environment::read();
     set_up_log(&options, &environment);
     sys::set_process_name(c"djangocommand");
-    let wishes = Wishes::catch().map_err(|e| Error::Failed(format!("cannot catch signals: {e}")))?;
+    // A round that is ended by a signal has not done all that waits.
+    let wishes = Wishes::catch(i32::from(options.mode == Mode::Once))
+        .map_err(|e| Error::Failed(format!("cannot catch signals: {e}")))?;
     let Start { place, python, server_url, watches_files, mode, replace, .. } = options;
     let path = state_path(&place, &environment)?;
     let project = place.project.unwrap_or_else(|| PathBuf::from("."));
@@ -144,7 +153,8 @@ fn run(options: Start) -> Result<u8, Error> {
 
 fn set_up_log(options: &Start, environment: &Environment) {
     log::set_level(options.level);
-    let is_journal = log::is_journal(environment.get("JOURNAL_STREAM"));
+    // The log of a detached runner is a file, wherever the standard error leads that it begins with.
+    let is_journal = options.mode != Mode::Detached && log::is_journal(environment.get("JOURNAL_STREAM"));
     log::set_format(options.log_format.unwrap_or(if is_journal { Format::Journal } else { Format::Stamped }));
 }
 
@@ -157,7 +167,7 @@ fn log_to_file(state: &Path) -> Result<(), Error> {
 /// Lets go of the terminal and of the process that started this one.
 fn report_ready() -> Result<(), Error> {
     sys::outlive_parent();
-    let told = io::stdout().lock().write_all(READY.as_bytes()).and_then(|()| io::stdout().lock().flush());
+    let told = writeln!(io::stdout().lock(), "{READY}").and_then(|()| io::stdout().lock().flush());
     told.map_err(|_| Error::Failed("the process that started this runner has gone away".to_owned()))?;
     log::take_over_output().map_err(|e| Error::Failed(format!("cannot let go of the terminal: {e}")))
 }

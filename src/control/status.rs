@@ -18,9 +18,13 @@ use crate::execution::segment::Segment;
 use crate::execution::store::ExecutionDir;
 use crate::log::{self, printable};
 use crate::shim;
+use crate::state::Occupant;
 use crate::status::{Key, Status};
 use crate::sys;
 use crate::timer::{iso_8601, unix_now};
+
+/// How many lines of an error are shown after the first, which says the cause: wrong settings have one each.
+const ERROR_LINES: usize = 5;
 
 /// `status --json`. The keys are described in the README.
 #[derive(Serialize)]
@@ -44,7 +48,10 @@ enum State {
 
 #[derive(Serialize)]
 struct RunnerReport {
-    pid: u32,
+    /// `None` if it cannot be seen from here.
+    pid: Option<u32>,
+    #[serde(skip)]
+    name: String,
     /// In UTC.
     started_at: Option<String>,
     #[serde(skip)]
@@ -111,7 +118,7 @@ pub fn status(place: &Place, json: bool) -> Result<u8, Error> {
     let report = report(&state)?;
     if json {
         let text = serde_json::to_string_pretty(&report).map_err(|e| Error::Failed(e.to_string()))?;
-        say(&text)?;
+        say(&without_controls(&text))?;
     } else {
         say(describe(&report).trim_end())?;
     }
@@ -141,11 +148,11 @@ pub fn what_runs(state: &Path) -> String {
 
 fn report(state: &Path) -> Result<Report, Error> {
     let runner = find_runner(state)?;
-    let says = runner.as_ref().and_then(|runner| Status::read(state, runner.pid()));
+    let says = runner.as_ref().and_then(|runner| Status::read(state, runner.label()));
     let delivered = says.as_ref().map(|says| says.delivered.clone()).unwrap_or_default();
     let executions = executions(state, &delivered)
         .map_err(|e| Error::Failed(format!("cannot read the executions in '{}': {e}", state.display())))?;
-    let runner = runner.map(|runner| runner_report(state, runner.pid(), says));
+    let runner = runner.map(|runner| runner_report(state, &runner, says));
     let status = match (&runner, &executions[..]) {
         (Some(_), _) => State::Running,
         (None, []) => State::Stopped,
@@ -158,11 +165,12 @@ fn report(state: &Path) -> Result<Report, Error> {
     Ok(Report { status, state_dir, runner, executions, undelivered: Undelivered { bytes, oldest_seconds } })
 }
 
-fn runner_report(state: &Path, pid: u32, says: Option<Status>) -> RunnerReport {
+fn runner_report(state: &Path, runner: &Occupant, says: Option<Status>) -> RunnerReport {
     let log_file =
         Some(state.join(log::FILE_NAME)).filter(|log| log.exists()).map(|log| log.display().to_string());
     RunnerReport {
-        pid,
+        pid: runner.pid(),
+        name: runner.name(),
         started_at: says.as_ref().map(|status| iso_8601(status.started.unix)),
         started: says.as_ref().map(|status| status.started.unix),
         uptime_seconds: says.as_ref().map(|status| status.started.age().as_secs_f64()),
@@ -200,7 +208,7 @@ fn execution(dir: &ExecutionDir, delivered: &BTreeMap<String, u64>) -> io::Resul
     let spec = dir.spec()?;
     let state = match (dir.exit()?, dir.keeper_pid()?) {
         (Some(_), _) => Stage::Ended,
-        (None, Some(pid)) if shim::is_shim_of(pid, dir.path()) => Stage::Running,
+        (None, Some(pid)) if shim::is_seen_at(pid, dir.path()) => Stage::Running,
         (None, Some(_)) => Stage::Lost,
         (None, None) => Stage::New,
     };
@@ -258,11 +266,11 @@ fn describe(report: &Report) -> String {
 
 fn describe_runner(runner: &RunnerReport, line: &mut impl FnMut(&str, String)) {
     let Some(says) = &runner.says else {
-        return line("running", format!("PID {}, which has not said anything yet", runner.pid));
+        return line("running", format!("{}, which has not said anything yet", runner.name));
     };
     let since = sys::local_time(runner.started.unwrap_or_default() as i64);
     let uptime = span(runner.uptime_seconds.unwrap_or_default());
-    line("running", format!("PID {} since {since} ({uptime}), version {}", runner.pid, says.runner_version));
+    line("running", format!("{} since {since} ({uptime}), version {}", runner.name, says.runner_version));
     line("project", says.project.clone());
     let Some(server) = &says.server_url else { return line("loading", "the project is being loaded".into()) };
     let contact = says
@@ -284,11 +292,30 @@ fn describe_runner(runner: &RunnerReport, line: &mut impl FnMut(&str, String)) {
         line("suspended", format!("{reason}; nothing new is taken"));
     }
     if let Some(error) = &says.reload_error {
-        line("reload", format!("failed, what was loaded before is in force: {error}"));
+        let mut lines = error.lines();
+        let first = lines.next().unwrap_or_default();
+        line("reload", format!("failed, what was loaded before is in force: {first}"));
+        lines.by_ref().take(ERROR_LINES).for_each(|more| line("", more.to_owned()));
+        if lines.next().is_some() {
+            line("", "… ('djangocommand reload' tries again and shows all of it)".into());
+        }
     }
     if let Some(log) = &runner.log_file {
         line("log", log.clone());
     }
+}
+
+/// JSON leaves the control characters beyond ASCII as they are, and to a terminal some of them are as good as an escape.
+fn without_controls(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_control() && c != '\n' {
+            let _ = write!(text, "\\u{:04x}", u32::from(c));
+        } else {
+            text.push(c);
+        }
+    }
+    text
 }
 
 /// A time span in the two units that tell most: `2 h 3 min`, `12 s`.

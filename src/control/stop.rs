@@ -7,13 +7,14 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::ensure::hangs_for;
 use super::start::state_error;
 use super::{Error, find_runner, say, state_path, status, wait_until};
 use crate::cli::{Place, Replace};
 use crate::config::Environment;
 use crate::runner::Wish;
 use crate::shim;
-use crate::state::{Occupant, StateDir};
+use crate::state::{self, Occupant, StateDir};
 use crate::sys;
 
 /// How long `stop` waits for the end of what runs, as the Python runner did.
@@ -73,6 +74,10 @@ pub fn make_way(state: PathBuf, replace: Option<Replace>) -> Result<StateDir, Er
     let Some(runner) = find_runner(&state)? else { return open(state) };
     match replace {
         Some(Replace::Force) => end_by_force(runner, FORCE_PATIENCE),
+        // While the project was loaded another one has replaced it.
+        Some(Replace::Hanging) if hangs_for(&runner).is_none() => {
+            Err(state_error(state::Error::Taken(runner)))
+        }
         _ => {
             end(runner, Wish::Leave, HAND_OVER_PATIENCE)?;
             open(state)
@@ -86,6 +91,8 @@ fn open(state: PathBuf) -> Result<StateDir, Error> {
 
 /// Cancels what runs and ends the runner. The lock is ours then, so that no other runner begins meanwhile.
 fn end_by_force(runner: Occupant, patience: Duration) -> Result<StateDir, Error> {
+    // What could not be ended afterwards shall not lose its runner before.
+    state::check_private(runner.path()).map_err(Error::Configuration)?;
     say(&format!("cancelling: {}", status::what_runs(runner.path())))?;
     let path = runner.path().to_owned();
     end(runner, Wish::Cancel, patience)?;

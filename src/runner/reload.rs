@@ -58,10 +58,6 @@ impl Reload {
         self.asked = true;
     }
 
-    pub(super) fn is_asked(&self) -> bool {
-        self.asked
-    }
-
     pub(super) fn is_loading(&self) -> bool {
         self.loading.is_some()
     }

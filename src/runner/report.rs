@@ -23,11 +23,20 @@ pub(super) struct Report {
     notify: Notify,
     fed: Instant,
     longest_turn: Duration,
+    is_stopping: bool,
 }
 
 impl Report {
     pub(super) fn new(state: PathBuf, status: Status, notify: Notify) -> Self {
-        Self { state, status, written: None, notify, fed: Instant::now(), longest_turn: TURN_SLACK }
+        Self {
+            state,
+            status,
+            written: None,
+            notify,
+            fed: Instant::now(),
+            longest_turn: TURN_SLACK,
+            is_stopping: false,
+        }
     }
 
     /// The runner goes by this configuration from now on.
@@ -48,21 +57,22 @@ impl Report {
     }
 
     pub(super) fn reloading(&mut self) {
-        self.status.reloading = true;
+        self.status.is_reloading = true;
         self.notify.reloading();
     }
 
     /// The project was loaded again, or that failed.
-    ///
-    /// `goes_on`: somebody has asked for it once more since it began.
-    pub(super) fn reloaded(&mut self, error: Option<String>, goes_on: bool) {
-        self.status.reloading = goes_on;
+    pub(super) fn reloaded(&mut self, error: Option<String>) {
+        self.status.is_reloading = false;
         self.status.reloads += 1;
         self.status.reload_error = error;
-        self.notify.ready();
+        if !self.is_stopping {
+            self.notify.ready();
+        }
     }
 
     pub(super) fn stopping(&mut self) {
+        self.is_stopping = true;
         self.notify.stopping();
     }
 
@@ -88,6 +98,8 @@ impl Report {
         link.describe(&mut self.status);
         let delivered = active.iter().map(|one| (one.spec.id.as_str().to_owned(), one.delivery.delivered()));
         self.status.delivered = delivered.collect();
+        let running = active.iter().filter(|one| one.is_running()).count();
+        self.notify.status(&self.summary(running));
         let is_due = match &self.written {
             None => true,
             Some((when, written)) => {
@@ -107,8 +119,6 @@ impl Report {
             }
         };
         if is_due {
-            let running = active.iter().filter(|one| one.is_running()).count();
-            self.notify.status(&self.summary(running));
             self.status.turned = Moment::now();
             if let Err(error) = self.status.write(&self.state) {
                 log::debug!("status.json cannot be written: {error}");
@@ -126,6 +136,7 @@ impl Report {
             (None, Key::Accepted, Some(reason)) => format!("suspended: {reason}"),
             (None, Key::Accepted, None) => "connected".to_owned(),
         };
-        format!("{service}; {running} running")
+        let reload = if self.status.reload_error.is_some() { "; the last reload failed" } else { "" };
+        format!("{service}; {running} running{reload}")
     }
 }

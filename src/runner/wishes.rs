@@ -50,17 +50,18 @@ pub struct Wishes {
 }
 
 impl Wishes {
-    /// Catches the signals. Until the runner says otherwise there is nothing to lose.
+    /// Catches the signals. Until the runner says otherwise there is nothing to lose: a signal ends the process at once,
+    /// with `exit_code`.
     ///
     /// # Errors
     /// No descriptors are left, or a signal that cannot be caught.
-    pub fn catch() -> io::Result<Self> {
+    pub fn catch(exit_code: i32) -> io::Result<Self> {
         let has_terminal = !sys::is_ignored(sys::SIGHUP) && terminal_is_there();
         let (nothing_to_lose, nothing_to_begin) =
             (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
         // Before all other handlers: they run in order.
-        signals::exit_while(&nothing_to_lose, &[sys::SIGTERM, sys::SIGINT, sys::SIGUSR2])?;
-        signals::exit_while(&nothing_to_begin, &[sys::SIGUSR1])?;
+        signals::exit_while(&nothing_to_lose, exit_code, &[sys::SIGTERM, sys::SIGINT, sys::SIGUSR2])?;
+        signals::exit_while(&nothing_to_begin, exit_code, &[sys::SIGUSR1])?;
         let signals = Signals::catch(&[
             sys::SIGTERM,
             sys::SIGINT,

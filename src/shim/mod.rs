@@ -81,14 +81,25 @@ pub fn ask(dir: &ExecutionDir, signal: i32) -> io::Result<bool> {
 pub fn running(executions: &Path) -> Vec<Running> {
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    let here = identity(executions);
     pids.filter_map(|pid| Some(Running { pid, directory: directory_of(pid)? }))
-        .filter(|shim| shim.directory.parent() == Some(executions))
+        .filter(|shim| shim.directory.parent().and_then(identity) == here)
         .collect()
 }
 
 /// Whether the process is the shim of the execution in `directory`.
 pub fn is_shim_of(pid: u32, directory: &Path) -> bool {
     directory_of(pid).is_some_and(|own| own == directory)
+}
+
+/// Whether the process is the shim of the execution in `directory`, as far as anybody can see: whoever asks may be another
+/// user, such as root, and may have another name for the directory. Only for those who show it.
+pub fn is_seen_at(pid: u32, directory: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino(), meta.uid())).ok();
+    let Some((dev, ino, owner)) = identity(directory) else { return false };
+    let own = directory_of_users(pid, owner).and_then(|own| identity(&own));
+    own.is_some_and(|own| own == (dev, ino, owner))
 }
 
 /// A process that looks after an execution.
@@ -106,8 +117,12 @@ impl Running {
 
 /// The directory that a shim of this user was started with; `None` for any other process.
 fn directory_of(pid: u32) -> Option<PathBuf> {
+    directory_of_users(pid, sys::effective_uid())
+}
+
+fn directory_of_users(pid: u32, user: u32) -> Option<PathBuf> {
     let proc = PathBuf::from(format!("/proc/{pid}"));
-    if fs::metadata(&proc).ok()?.uid() != sys::effective_uid() {
+    if fs::metadata(&proc).ok()?.uid() != user {
         return None;
     }
     let line = fs::read(proc.join("cmdline")).ok()?;

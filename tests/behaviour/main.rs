@@ -19,12 +19,18 @@ mod configuration;
 /// Crashes: kill -9 of runner and shim, and what the next runner makes of it.
 #[cfg(test)]
 mod crashes;
+/// Detached runners: what `start -d` says and lets go of, their log, and the formats of log lines.
+#[cfg(test)]
+mod detached;
 /// The Django side: finding the project and its Python, the probe, what the dashboard is told.
 #[cfg(test)]
 mod django;
 /// Endings: timeout, cancel, force, and what a command leaves behind.
 #[cfg(test)]
 mod endings;
+/// `ensure`: one healthy runner, whatever is there before, and silence when it is there already.
+#[cfg(test)]
+mod ensure;
 /// Executions: what is run and what is refused, the surroundings of the process, its exit code.
 #[cfg(test)]
 mod executions;
@@ -37,12 +43,24 @@ mod nonsense;
 /// Offers: the pending list, right and wrong entries, never twice.
 #[cfg(test)]
 mod offers;
+/// `start --once`: everything that waits, and then the end.
+#[cfg(test)]
+mod once;
 /// Output: bytes to text, times, chunks, metadata-only.
 #[cfg(test)]
 mod output;
+/// Reloading: new settings and commands, by a signal or because files have changed, while work goes on.
+#[cfg(test)]
+mod reloading;
 /// The service: headers, connections, what heartbeats and polls bring about, suspension, outages.
 #[cfg(test)]
 mod service;
 /// Signals: drain, cancel, and the end.
 #[cfg(test)]
 mod signals;
+/// Status: what it shows of a runner in each of its states, and that it disturbs nobody.
+#[cfg(test)]
+mod status;
+/// Supervision: what systemd is told, and what a runner does for its children as process 1 of a container.
+#[cfg(test)]
+mod supervision;

@@ -52,6 +52,7 @@ pub(crate) struct Runner<'a> {
     server_url: Option<String>,
     state: StateDir,
     names_state_dir: bool,
+    launcher: Vec<OsString>,
 }
 
 impl<'a> Runner<'a> {
@@ -70,6 +71,7 @@ impl<'a> Runner<'a> {
             server_url: None,
             state: StateDir::new(),
             names_state_dir: true,
+            launcher: Vec::new(),
         }
     }
 
@@ -122,6 +124,12 @@ impl<'a> Runner<'a> {
         self
     }
 
+    /// Puts a program with its arguments before the binary, which is to start it: `nohup`, say.
+    pub(crate) fn launched_by(mut self, words: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.launcher = words.into_iter().map(|word| word.as_ref().to_owned()).collect();
+        self
+    }
+
     pub(crate) fn start(self) -> Running {
         let mut child = self.command().spawn().expect("cannot start the runner");
         let watch = Arc::new(Watch::default());
@@ -162,8 +170,9 @@ impl<'a> Runner<'a> {
     }
 
     fn own_command(&self) -> Command {
-        let mut command = Command::new(BINARY);
-        command.arg(&self.subcommand).arg("-C").arg(self.project.dir());
+        let mut words = self.launcher.iter().map(OsString::as_os_str).chain([OsStr::new(BINARY)]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).arg(&self.subcommand).arg("-C").arg(self.project.dir());
         if self.names_state_dir {
             command.arg("--state-dir").arg(self.state.path());
         }
@@ -380,5 +389,14 @@ impl Watch {
             }
             seen = self.changed.wait_timeout(seen, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+}
+
+impl Ended {
+    /// The PID of the detached runner that it says it has started, in its only line on standard output.
+    pub(crate) fn detached_pid(&self) -> u32 {
+        let line = self.stdout.strip_prefix("started: PID ").filter(|line| line.lines().count() == 1);
+        let pid = line.and_then(|line| line.split_once(", log '")).map(|(pid, _)| pid.parse());
+        pid.unwrap_or_else(|| panic!("no detached runner in {self:?}")).unwrap()
     }
 }

@@ -1,10 +1,14 @@
-//! The calls to the kernel that the tests need and the standard library lacks: signal, reset, record lock.
-#![expect(unsafe_code, reason = "kill, SO_LINGER and fcntl have no safe form in the standard library")]
+//! The calls to the kernel that the tests need and the standard library lacks: signal, reset, record lock, clock.
+#![expect(
+    unsafe_code,
+    reason = "kill, SO_LINGER, fcntl and clock_gettime have no safe form in the standard library"
+)]
 
 use std::fs::File;
 use std::mem;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 /// Sends `signal` to `pid`; false if there is no such process.
 pub(crate) fn kill(pid: u32, signal: i32) -> bool {
@@ -39,4 +43,14 @@ pub(crate) fn lock_record(file: &File) {
     // SAFETY: the descriptor is open while `file` is borrowed, and the pointer is that of `lock`.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) };
     assert_eq!(result, 0, "somebody else has the lock");
+}
+
+/// The clock that systemd means by `MONOTONIC_USEC`.
+pub(crate) fn monotonic() -> Duration {
+    // SAFETY: a timespec is plain data, valid when all zero.
+    let mut now: libc::timespec = unsafe { mem::zeroed() };
+    // SAFETY: `now` lives through the call.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    assert_eq!(result, 0, "there is no such clock");
+    Duration::new(u64::try_from(now.tv_sec).unwrap(), u32::try_from(now.tv_nsec).unwrap())
 }
