@@ -112,6 +112,11 @@ pub fn write_to_file(path: PathBuf) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether records go to a file.
+pub fn is_file() -> bool {
+    sink().file.is_some()
+}
+
 /// Makes standard output and standard error the log's file, now and after each rotation: what anybody else writes there,
 /// such as the message of a panic, is found in the log.
 ///

@@ -187,11 +187,14 @@ impl Runner {
         reload.set_pace(interval, loaded.facts.debug);
         let mut report = Report::new(state.path().to_owned(), status, notify);
         report.goes_by(loaded.config.server.as_str(), loaded.config.request_timeout);
+        let link = Link::new(loaded.catalogue.hash.clone());
+        // Whoever is told that it is ready may ask for the status.
+        report.turn(&link, &active, now);
         report.ready();
         Ok(Self {
             found: loaded.facts.commands.iter().cloned().collect(),
             active,
-            link: Link::new(loaded.catalogue.hash.clone()),
+            link,
             reload,
             report,
             heartbeat: Recurring::new(interval, retries, now),
@@ -336,6 +339,7 @@ impl Runner {
             }
             Err(state::Error::Taken(runner)) => {
                 log::error!("the state directory was removed, and now {} has it: ending", runner.name());
+                self.report.is_replaced();
                 self.stop = Stop::Delivering { until: Instant::now() };
             }
             Err(state::Error::Untrusted(why) | state::Error::Unusable(why)) => {

@@ -66,6 +66,8 @@ pub struct Status {
     pub started: Moment,
     /// The loop's last turn: it has one at least every minute.
     pub turned: Moment,
+    /// It takes nothing new and ends when what runs has ended.
+    pub stopping: bool,
     /// `None` while the project is being loaded for the first time.
     pub server_url: Option<String>,
     /// The last answer of the service, whatever it was.
@@ -95,6 +97,7 @@ impl Status {
             project: project.to_owned(),
             started: now,
             turned: now,
+            stopping: false,
             server_url: None,
             contact: None,
             key: Key::Unproven,

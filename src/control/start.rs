@@ -35,10 +35,9 @@ pub fn start(options: Start) -> Result<u8, Error> {
             Spawned::Ended { code, .. } => Ok(code),
         };
     }
-    let is_detached = options.mode == Mode::Detached;
     run(options).inspect_err(|error| {
-        if is_detached {
-            // It is said on the terminal too, as long as there is one.
+        if log::is_file() {
+            // On the terminal of a detached runner it is said too, but nobody may be there.
             let (Error::Configuration(why) | Error::Failed(why)) = error;
             log::error!("{why}");
         }

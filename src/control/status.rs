@@ -72,6 +72,7 @@ struct Says {
     last_contact_at: Option<String>,
     last_contact_seconds: Option<f64>,
     key: Key,
+    stopping: bool,
     suspended: bool,
     suspension_reason: Option<String>,
     outage_seconds: Option<f64>,
@@ -91,6 +92,15 @@ struct ExecutionReport {
     oldest: Option<f64>,
 }
 
+impl ExecutionReport {
+    /// In place of the command: why it cannot be told.
+    fn unreadable(dir: &ExecutionDir, error: &io::Error) -> Self {
+        let id = dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (command, state) = (error.to_string(), Stage::Unreadable);
+        Self { id, command, state, age_seconds: 0.0, undelivered_bytes: 0, oldest: None }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Stage {
@@ -101,6 +111,8 @@ enum Stage {
     Ended,
     /// It ran, and nobody looks after it any more: the next runner reports it as failed.
     Lost,
+    /// A newer version wrote it, or it is damaged: it is left alone.
+    Unreadable,
 }
 
 #[derive(Serialize)]
@@ -127,6 +139,17 @@ pub fn status(place: &Place, json: bool) -> Result<u8, Error> {
         State::Dead => 1,
         State::Stopped => 3,
     })
+}
+
+/// How many executions the service does not have the whole of.
+pub fn left(state: &Path) -> usize {
+    executions(state, &BTreeMap::new()).map_or(0, |left| left.len())
+}
+
+/// Whether a command runs now.
+pub fn something_runs(state: &Path) -> bool {
+    let left = executions(state, &BTreeMap::new()).unwrap_or_default();
+    left.iter().any(|execution| execution.state == Stage::Running)
 }
 
 /// What a runner is busy with, in a few words.
@@ -183,6 +206,7 @@ fn runner_report(state: &Path, runner: &Occupant, says: Option<Status>) -> Runne
             last_contact_at: status.contact.map(|contact| iso_8601(contact.unix)),
             last_contact_seconds: status.contact.map(|contact| contact.age().as_secs_f64()),
             key: status.key,
+            stopping: status.stopping,
             suspended: status.suspended.is_some(),
             suspension_reason: status.suspended,
             outage_seconds: status.outage.as_ref().map(|outage| outage.since.age().as_secs_f64()),
@@ -198,8 +222,15 @@ fn executions(state: &Path, delivered: &BTreeMap<String, u64>) -> io::Result<Vec
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
-    // One that goes while it is looked at has been delivered.
-    let mut found: Vec<_> = dirs.iter().filter_map(|dir| execution(dir, delivered).ok()).collect();
+    let mut found = Vec::new();
+    for dir in &dirs {
+        match execution(dir, delivered) {
+            Ok(execution) => found.push(execution),
+            // It has been delivered while it was looked at, or was never told to the service.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => found.push(ExecutionReport::unreadable(dir, &error)),
+        }
+    }
     found.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
     Ok(found)
 }
@@ -254,6 +285,7 @@ fn describe(report: &Report) -> String {
             Stage::Running => "running",
             Stage::Ended => "ended",
             Stage::Lost => "lost",
+            Stage::Unreadable => "unreadable",
         };
         line(name, format!("{} ({}), {}", execution.command, execution.id, span(execution.age_seconds)));
     }
@@ -288,6 +320,9 @@ fn describe_runner(runner: &RunnerReport, line: &mut impl FnMut(&str, String)) {
             Key::Refused => "refused by the service; check it in the dashboard".into(),
         },
     );
+    if says.stopping {
+        line("stopping", "nothing new is taken; it ends when what runs has ended".into());
+    }
     if let Some(reason) = &says.suspension_reason {
         line("suspended", format!("{reason}; nothing new is taken"));
     }

@@ -4,7 +4,7 @@
 //! matters is in its memory.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::ensure::hangs_for;
@@ -15,6 +15,7 @@ use crate::config::Environment;
 use crate::runner::Wish;
 use crate::shim;
 use crate::state::{self, Occupant, StateDir};
+use crate::status::Status;
 use crate::sys;
 
 /// How long `stop` waits for the end of what runs, as the Python runner did.
@@ -36,18 +37,24 @@ pub fn stop(place: &Place, timeout: Option<Duration>, force: bool) -> Result<u8,
     let state = state_path(place, &Environment::read())?;
     let Some(runner) = find_runner(&state)? else {
         say(&format!("no runner is running with the state in '{}'", state.display()))?;
-        if force {
+        if force && state.exists() {
             end_what_is_left(&open(state)?)?;
+        } else if status::something_runs(&state) {
+            let runs = status::what_runs(&state);
+            say(&format!("{runs}; the next runner takes over, 'djangocommand stop --force' ends it"))?;
         }
         return Ok(0);
     };
     let name = runner.name();
     if force {
         drop(end_by_force(runner, timeout.unwrap_or(FORCE_PATIENCE))?);
-        return say(&format!("stopped ({name})")).map(|()| 0);
+        return stopped(&name, &state);
     }
     let patience = timeout.unwrap_or(DRAIN_PATIENCE);
-    ask(&runner, Wish::Stop)?;
+    // Told twice, it would cancel what runs; whoever asks again only waits again.
+    if !Status::read(&state, runner.label()).is_some_and(|status| status.stopping) {
+        ask(&runner, Wish::Stop)?;
+    }
     if !has_ended(&runner, patience.min(AT_ONCE))? {
         say(&format!(
             "waiting up to {} s for {name}: {}",
@@ -63,7 +70,15 @@ pub fn stop(place: &Place, timeout: Option<Duration>, force: bool) -> Result<u8,
             return Ok(1);
         }
     }
-    say(&format!("stopped ({name})")).map(|()| 0)
+    stopped(&name, &state)
+}
+
+fn stopped(name: &str, state: &Path) -> Result<u8, Error> {
+    let left = match status::left(state) {
+        0 => String::new(),
+        left => format!("; the next runner delivers what is left of {left} execution(s)"),
+    };
+    say(&format!("stopped ({name}){left}")).map(|()| 0)
 }
 
 /// Ends the runner that has the directory, if there is one, and takes its place.
@@ -144,6 +159,6 @@ fn end_what_is_left(state: &StateDir) -> Result<(), Error> {
     }
     match left.len() {
         0 => Ok(()),
-        ended => say(&format!("ended {ended} command(s) that nobody looked after")),
+        ended => say(&format!("ended {ended} process(es) that were left")),
     }
 }

@@ -156,7 +156,17 @@ impl ExecutionDir {
     /// # Errors
     /// `NotFound` if a crash came before it was written: then nothing was ever sent for this execution.
     pub fn spec(&self) -> io::Result<Spec> {
-        self.read("spec.json")
+        // First of all the version: nothing else need be where this one looks for it.
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        match self.read("spec.json")? {
+            Versioned { version } if version > FORMAT => {
+                Err(io::Error::other(format!("a newer version wrote it (format {version})")))
+            }
+            _ => self.read("spec.json"),
+        }
     }
 
     /// `None` until the service has accepted `start`.

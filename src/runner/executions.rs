@@ -112,9 +112,6 @@ fn adopt_one(dir: ExecutionDir, announce: Recurring) -> io::Result<Option<Active
         Err(error) if error.kind() == io::ErrorKind::NotFound => return dir.remove().map(|()| None),
         other => other?,
     };
-    if spec.version > FORMAT {
-        return Err(io::Error::other(format!("a newer version wrote it (format {})", spec.version)));
-    }
     let cursor = dir.cursor()?;
     let mut active = Active::new(dir, spec, announce);
     active.announced = cursor.is_some();

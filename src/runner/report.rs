@@ -23,7 +23,8 @@ pub(super) struct Report {
     notify: Notify,
     fed: Instant,
     longest_turn: Duration,
-    is_stopping: bool,
+    /// Another runner has the state directory.
+    is_replaced: bool,
 }
 
 impl Report {
@@ -35,7 +36,7 @@ impl Report {
             notify,
             fed: Instant::now(),
             longest_turn: TURN_SLACK,
-            is_stopping: false,
+            is_replaced: false,
         }
     }
 
@@ -56,6 +57,11 @@ impl Report {
         self.written = None;
     }
 
+    /// The state directory is another runner's now, and so is its `status.json`.
+    pub(super) fn is_replaced(&mut self) {
+        self.is_replaced = true;
+    }
+
     pub(super) fn reloading(&mut self) {
         self.status.is_reloading = true;
         self.notify.reloading();
@@ -66,13 +72,13 @@ impl Report {
         self.status.is_reloading = false;
         self.status.reloads += 1;
         self.status.reload_error = error;
-        if !self.is_stopping {
+        if !self.status.stopping {
             self.notify.ready();
         }
     }
 
     pub(super) fn stopping(&mut self) {
-        self.is_stopping = true;
+        self.status.stopping = true;
         self.notify.stopping();
     }
 
@@ -118,7 +124,7 @@ impl Report {
                 now >= *when + interval
             }
         };
-        if is_due {
+        if is_due && !self.is_replaced {
             self.status.turned = Moment::now();
             if let Err(error) = self.status.write(&self.state) {
                 log::debug!("status.json cannot be written: {error}");

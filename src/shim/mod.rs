@@ -88,11 +88,6 @@ pub fn running(executions: &Path) -> Vec<Running> {
         .collect()
 }
 
-/// Whether the process is the shim of the execution in `directory`.
-pub fn is_shim_of(pid: u32, directory: &Path) -> bool {
-    directory_of(pid).is_some_and(|own| own == directory)
-}
-
 /// Whether the process is the shim of the execution in `directory`, as far as anybody can see: whoever asks may be another
 /// user, such as root, and may have another name for the directory. Only for those who show it.
 pub fn is_seen_at(pid: u32, directory: &Path) -> bool {
@@ -111,7 +106,8 @@ pub struct Running {
 impl Running {
     /// Sends it a signal, if it is still there.
     pub fn signal(&self, signal: i32) {
-        let _ = sys::signal_process(self.pid, signal, || Ok(is_shim_of(self.pid, &self.directory)));
+        let is_still_it = || Ok(directory_of(self.pid).as_ref() == Some(&self.directory));
+        let _ = sys::signal_process(self.pid, signal, is_still_it);
     }
 }
 
@@ -205,6 +201,10 @@ fn look_after(dir: &ExecutionDir, signals: &Signals) -> io::Result<()> {
     // lives becomes our child and must not stay a zombie.
     if open_pipes > 0 {
         sys::default_signals();
+        // One that came before would be forgotten; from now on they end this process.
+        if [CANCEL, FORCE].iter().any(|signal| signals.is_raised(*signal)) {
+            return Ok(());
+        }
         sys::leave_no_zombies();
         while readers.recv().is_ok() {}
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::support::project::{Project, fake_project, system_python};
-use crate::support::runner::{BINARY, Runner};
+use crate::support::runner::{BINARY, Runner, copy_binary};
 use crate::support::server::{Endpoint, Job, KEY, Server};
 use crate::support::state_dir::{MARK, StateDir};
 use crate::support::sys::lock_record;
@@ -266,7 +266,7 @@ impl Home {
             fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
         }
         // Where it was built may be as private as the developer's Python.
-        fs::copy(BINARY, dir.path().join("djangocommand")).unwrap();
+        copy_binary(&dir.path().join("djangocommand"));
         Home { dir, project, user: is_root.then_some(NOBODY) }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
@@ -276,7 +277,7 @@ fn logs_follows_across_a_rotation_until_it_is_interrupted() {
         follower.log() == format!("an old line\nthe last old line\n{}", read_log(&state))
     });
     follower.signal(libc::SIGINT);
-    assert_eq!(follower.wait_exit(WITHIN).code(), Some(0));
+    assert_eq!(follower.wait_exit(WITHIN).signal(), Some(libc::SIGINT), "as tail does");
 }
 
 #[test]

@@ -7,6 +7,9 @@ mod support;
 #[cfg(test)]
 mod support_itself;
 
+/// Bad moments: many at once, killed half way, odd paths, a removed state directory, a clock that is set.
+#[cfg(test)]
+mod bad_moments;
 /// The catalogue: what the dashboard is told of the project's commands.
 #[cfg(test)]
 mod catalogue;
@@ -37,6 +40,9 @@ mod executions;
 /// Failures: classes of answers, retries, the key.
 #[cfg(test)]
 mod failures;
+/// Hand-over: `restart`, a crash, a new binary: the next runner goes on where the last one stopped.
+#[cfg(test)]
+mod hand_over;
 /// Nonsense: answers that are not the service's.
 #[cfg(test)]
 mod nonsense;
@@ -61,6 +67,9 @@ mod signals;
 /// Status: what it shows of a runner in each of its states, and that it disturbs nobody.
 #[cfg(test)]
 mod status;
+/// Stopping: `stop`, gently and by force, and whom it never touches.
+#[cfg(test)]
+mod stopping;
 /// Supervision: what systemd is told, and what a runner does for its children as process 1 of a container.
 #[cfg(test)]
 mod supervision;

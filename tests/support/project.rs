@@ -35,6 +35,14 @@ pub(crate) fn fake_project() -> Project {
     Project { dir, settings, python: system_python(), virtualenv: None }
 }
 
+/// The same in a directory whose name begins like this.
+pub(crate) fn fake_project_called(name: &str) -> Project {
+    let dir = tempfile::Builder::new().prefix(name).tempdir().unwrap();
+    copy(&Path::new(SOURCES).join("fake"), dir.path());
+    let settings = dir.path().join("settings.py");
+    Project { dir, settings, python: system_python(), virtualenv: None }
+}
+
 /// The same with `text` after its settings.
 pub(crate) fn fake_project_with_settings(text: &str) -> Project {
     let project = fake_project();

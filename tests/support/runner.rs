@@ -5,6 +5,7 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -399,4 +400,10 @@ impl Ended {
         let pid = line.and_then(|line| line.split_once(", log '")).map(|(pid, _)| pid.parse());
         pid.unwrap_or_else(|| panic!("no detached runner in {self:?}")).unwrap()
     }
+}
+
+/// Copies the binary under test. Not by this process: a child that another thread forks meanwhile would hold the copy
+/// open for writing, and then it cannot be run.
+pub(crate) fn copy_binary(to: &Path) {
+    assert!(Command::new("cp").arg(BINARY).arg(to).status().unwrap().success());
 }

@@ -269,6 +269,15 @@ impl Server {
         std::mem::take(&mut self.shared.lock().violations)
     }
 
+    /// Sets the service's clock so far ahead of the machine's, while `others` does so with the runner's.
+    pub(crate) fn set_clock_ahead(&self, seconds: f64, others: impl FnOnce()) {
+        self.change(|service| {
+            service.clock_before = Some((Instant::now(), service.clock_ahead_seconds));
+            service.clock_ahead_seconds = seconds;
+            others();
+        });
+    }
+
     fn change(&self, act: impl FnOnce(&mut Service)) {
         act(&mut self.shared.lock());
         self.shared.changed.notify_all();

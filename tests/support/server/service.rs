@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::TcpStream;
 use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -21,6 +22,8 @@ use crate::support::canonical;
 
 /// How far the two clocks may be apart.
 const TIMESTAMP_SLACK_SECONDS: f64 = 300.0;
+/// How long a request may be on its way while the clock is set.
+const SETTING_TIME_MAX: Duration = Duration::from_secs(5);
 /// How many executions a runner may have at a time.
 const RUNNING_MAX: usize = 4;
 
@@ -48,6 +51,10 @@ pub(super) struct Service {
     /// How often those that wait for an answer in vain have been let go.
     pub(super) releases: u64,
     pub(super) keeps_text: bool,
+    /// How far the service's clock, and so everybody's, is ahead of the machine's.
+    pub(super) clock_ahead_seconds: f64,
+    /// When it was set, and how far it was ahead before.
+    pub(super) clock_before: Option<(Instant, f64)>,
     nonces: HashSet<String>,
     /// Whether the runner may send anything but a heartbeat, by what it has been answered.
     key_is_proven: bool,
@@ -71,6 +78,8 @@ impl Service {
             is_stopping: false,
             releases: 0,
             keeps_text,
+            clock_ahead_seconds: 0.0,
+            clock_before: None,
             nonces: HashSet::new(),
             key_is_proven: false,
             suspension_is_told: false,
@@ -82,7 +91,8 @@ impl Service {
         if self.is_down {
             return Order::Reset;
         }
-        let now = Moment::now();
+        let mut now = Moment::now();
+        now.unix += self.clock_ahead_seconds;
         let (endpoint, id) = Endpoint::of(message);
         let id = id.unwrap_or_default();
         let index = self.record(message, endpoint, &id, connection, now);
@@ -167,7 +177,11 @@ impl Service {
             denial = Some("bad nonce");
         }
         let age = request.timestamp.parse::<u64>().map(|seconds| request.unix - seconds as f64);
-        if !age.is_ok_and(|age| age.abs() <= TIMESTAMP_SLACK_SECONDS) {
+        // What was sent in the instant in which everybody's clock was set has the time of before.
+        let before = self.clock_before.filter(|(set, _)| set.elapsed() < SETTING_TIME_MAX);
+        let was_ahead = before.map_or(0.0, |(_, was)| self.clock_ahead_seconds - was);
+        let is_near = |age: f64| age.abs() <= TIMESTAMP_SLACK_SECONDS;
+        if !age.is_ok_and(|age| is_near(age) || is_near(age - was_ahead)) {
             breaches.push(format!("the timestamp {:?} at {}", request.timestamp, request.unix));
             denial = Some("timestamp too far from our clock");
         }
