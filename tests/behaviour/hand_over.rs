@@ -225,13 +225,15 @@ fn what_a_newer_version_wrote_is_left_alone_and_that_is_said() {
     let id = fresh_uuid_v4();
     let future = stage.state.path().join("executions").join(&id);
     fs::create_dir_all(&future).unwrap();
-    let task = json!({"reject": {"reason": "none", "text": "none"}});
-    let spec = json!({"version": 2, "id": id, "command": "work", "task": task, "more": [1]}).to_string();
+    // Only the version stands where it always does.
+    let spec = json!({"version": 2, "what": {"command": "work"}, "more": [1]}).to_string();
     fs::write(future.join("spec.json"), &spec).unwrap();
     fs::write(stage.state.path().join("status.json"), json!({"version": 2, "pid": "?"}).to_string()).unwrap();
     let (code, report) = status(&stage.project, &stage.state);
     assert_eq!((code, &report["status"]), (Some(1), &json!("dead")));
-    assert_eq!(report["executions"][0]["id"], *id);
+    let left = &report["executions"][0];
+    assert_eq!((&left["id"], &left["state"]), (&json!(id), &json!("unreadable")));
+    assert_eq!(left["command"], "a newer version wrote it (format 2)");
 
     let runner = stage.runner("start").start();
     let left = runner.wait_for_log("is left alone", WITHIN);

@@ -176,6 +176,10 @@ fn force_ends_what_a_killed_runner_left_running_and_the_next_one_reports_it() {
         let runner = Runner::in_project(&stage.project).subcommand(name).without_state_dir();
         runner.state_dir(&stage.state).arg("--state-dir").arg(&spelled)
     };
+    let gentle = typed("stop").run_to_end(WITHIN);
+    assert_eq!(gentle.code(), Some(0), "{gentle:?}");
+    assert!(gentle.stdout.contains(&format!("1 still running: on_term ({id}, ")), "{gentle:?}");
+    assert!(gentle.stdout.contains("'djangocommand stop --force' ends it"), "{gentle:?}");
     let seen = typed("status").run_to_end(WITHIN);
     assert!(seen.stdout.contains(&format!("running     on_term ({id}), ")), "{seen:?}");
     let ended = typed("stop").arg("--force").run_to_end(WITHIN);
