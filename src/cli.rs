@@ -119,7 +119,12 @@ const PLACE: &[Opt] = &[
         "DIR",
         "The project, instead of the working directory; manage.py is looked for there and above.",
     ),
-    valued(None, "settings", "MODULE", "The settings module (DJANGO_SETTINGS_MODULE), for the commands too."),
+    valued(
+        None,
+        "settings",
+        "MODULE",
+        "The settings module, instead of DJANGO_SETTINGS_MODULE; without a manage.py it is what makes the project.",
+    ),
     valued(
         None,
         "state-dir",

@@ -1,17 +1,11 @@
 //! `ensure`: for cron. A healthy runner is left alone without a word; otherwise there is one afterwards.
 
 use std::process::Stdio;
-use std::time::Duration;
 
 use super::start::{Spawned, spawn_detached, started};
-use super::{Error, find_runner, say, state_path};
+use super::{Error, find_runner, hangs_for, say, state_path};
 use crate::cli::{Replace, Start};
 use crate::config::Environment;
-use crate::state::Occupant;
-use crate::status::Status;
-
-/// A runner whose loop has not turned for this long hangs: a turn has one request, which has a time limit.
-const HANGS_AFTER: Duration = Duration::from_secs(300);
 
 /// Returns the exit code.
 ///
@@ -40,11 +34,4 @@ pub fn ensure(options: &Start) -> Result<u8, Error> {
             Ok(code)
         }
     }
-}
-
-/// How long the loop of a runner that hangs has not turned; `None` for a healthy one.
-pub fn hangs_for(runner: &Occupant) -> Option<Duration> {
-    // One that has not said anything yet has just begun.
-    let status = Status::read(runner.path(), runner.label())?;
-    Some(status.hangs_for()).filter(|still_for| *still_for >= HANGS_AFTER)
 }

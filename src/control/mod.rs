@@ -8,6 +8,7 @@ mod reload;
 mod start;
 mod status;
 mod stop;
+mod take_over;
 
 pub use ensure::ensure;
 pub use logs::logs;
@@ -26,6 +27,7 @@ pub use crate::load::Error;
 use crate::project;
 use crate::signals::Signals;
 use crate::state::{self, Occupant};
+use crate::status::Status;
 
 /// The state directory of the project that is meant.
 fn state_path(place: &Place, environment: &Environment) -> Result<PathBuf, Error> {
@@ -42,6 +44,16 @@ fn find_runner(state: &Path) -> Result<Option<Occupant>, Error> {
             state.display()
         ))
     })
+}
+
+/// A runner whose loop has not turned for this long hangs: a turn has one request, which has a time limit.
+const HANGS_AFTER: Duration = Duration::from_secs(300);
+
+/// How long the loop of a runner that hangs has not turned; `None` for a healthy one.
+fn hangs_for(runner: &Occupant) -> Option<Duration> {
+    // One that has not said anything yet has just begun.
+    let status = Status::read(runner.path(), runner.label())?;
+    Some(status.hangs_for()).filter(|still_for| *still_for >= HANGS_AFTER)
 }
 
 /// Looks every few milliseconds whether something has come true, at most for `limit`.

@@ -8,7 +8,8 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::{Error, say, state_path, stop};
+use super::take_over::{make_way, state_error};
+use super::{Error, say, state_path};
 use crate::audit::Audit;
 use crate::cli::{Mode, Replace, Start};
 use crate::config::Environment;
@@ -132,7 +133,7 @@ fn run(options: Start) -> Result<u8, Error> {
     let loaded = loader.load()?;
     let state = match (state, replace) {
         (Some(state), _) => state,
-        (None, replace) => stop::make_way(path, replace)?,
+        (None, replace) => make_way(path, replace)?,
     };
     let audit = Audit::open(state.path()).map_err(|e| {
         Error::Failed(format!("cannot read audit.jsonl in '{}': {e}", state.path().display()))
@@ -169,17 +170,4 @@ fn report_ready() -> Result<(), Error> {
     let told = writeln!(io::stdout().lock(), "{READY}").and_then(|()| io::stdout().lock().flush());
     told.map_err(|_| Error::Failed("the process that started this runner has gone away".to_owned()))?;
     log::take_over_output().map_err(|e| Error::Failed(format!("cannot let go of the terminal: {e}")))
-}
-
-pub fn state_error(error: state::Error) -> Error {
-    match error {
-        state::Error::Taken(runner) => Error::Failed(format!(
-            "a runner is already running ({}) with the state in '{}'; 'djangocommand status' shows it, \
-             'djangocommand restart' replaces it",
-            runner.name(),
-            runner.path().display()
-        )),
-        state::Error::Untrusted(why) => Error::Configuration(why),
-        state::Error::Unusable(why) => Error::Failed(why),
-    }
 }
