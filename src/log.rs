@@ -151,6 +151,11 @@ pub fn record(level: Level, message: fmt::Arguments<'_>) {
     }
 }
 
+/// Writes each line of `text` as a record of its own.
+pub fn record_lines(level: Level, text: &str) {
+    text.lines().for_each(|line| record(level, format_args!("{line}")));
+}
+
 fn line(format: Format, level: Level, text: &str) -> String {
     let name = level.name();
     match format {

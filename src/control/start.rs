@@ -14,7 +14,7 @@ use crate::audit::Audit;
 use crate::cli::{Mode, Replace, Start};
 use crate::config::Environment;
 use crate::load::Loader;
-use crate::log::{self, Format};
+use crate::log::{self, Format, Level};
 use crate::notify::{self, Notify};
 use crate::runner::{End, Parts, Runner, Wishes};
 use crate::state::{self, StateDir};
@@ -40,7 +40,7 @@ pub fn start(options: Start) -> Result<u8, Error> {
         if log::is_file() {
             // On the terminal of a detached runner it is said too, but nobody may be there.
             let (Error::Configuration(why) | Error::Failed(why)) = error;
-            log::error!("{why}");
+            log::record_lines(Level::Error, why);
         }
     })
 }

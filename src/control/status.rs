@@ -17,14 +17,15 @@ use crate::config::Environment;
 use crate::execution::segment::Segment;
 use crate::execution::store::ExecutionDir;
 use crate::log::{self, printable};
+use crate::project::probe::PRINTED;
 use crate::shim;
 use crate::state::Occupant;
 use crate::status::{Key, Status};
 use crate::sys;
 use crate::timer::{iso_8601, unix_now};
 
-/// How many lines of an error are shown after the first, which says the cause: wrong settings have one each.
-const ERROR_LINES: usize = 5;
+/// How many lines of an error are shown: wrong settings have one each.
+const ERROR_LINES: usize = 6;
 
 /// `status --json`. The keys are described in the README.
 #[derive(Serialize)]
@@ -327,13 +328,15 @@ fn describe_runner(runner: &RunnerReport, line: &mut impl FnMut(&str, String)) {
         line("suspended", format!("{reason}; nothing new is taken"));
     }
     if let Some(error) = &says.reload_error {
-        let mut lines = error.lines();
-        let first = lines.next().unwrap_or_default();
-        line("reload", format!("failed, what was loaded before is in force: {first}"));
-        lines.by_ref().take(ERROR_LINES).for_each(|more| line("", more.to_owned()));
-        if lines.next().is_some() {
-            line("", "… ('djangocommand reload' tries again and shows all of it)".into());
-        }
+        line(
+            "reload",
+            "failed, what was loaded before is in force ('reload' tries again and shows all):".into(),
+        );
+        error
+            .lines()
+            .take_while(|line| *line != PRINTED)
+            .take(ERROR_LINES)
+            .for_each(|more| line("", more.to_owned()));
     }
     if let Some(log) = &runner.log_file {
         line("log", log.clone());

@@ -31,6 +31,8 @@ const TIME_LIMIT: Duration = Duration::from_secs(120);
 const ANSWER_MAX: u64 = 64 * 1024 * 1024;
 /// What is kept of what the project prints: its end, where the cause of a failure is.
 const STDERR_MAX: usize = 256 * 1024;
+/// Stands between the cause of a failure and all that the project has printed.
+pub const PRINTED: &str = "what its Python printed:";
 /// How long to wait for the rest of a failed probe's output, which a background process may keep open.
 const STDERR_LINGER: Duration = Duration::from_millis(500);
 
@@ -279,6 +281,6 @@ fn last_line_first(printed: &str) -> String {
     match printed.lines().last() {
         None => "the project's Python ended without a word".to_owned(),
         Some(last) if printed.lines().count() == 1 => format!("the project does not load: {last}"),
-        Some(last) => format!("the project does not load: {last}\nwhat its Python printed:\n{printed}"),
+        Some(last) => format!("the project does not load: {last}\n{PRINTED}\n{printed}"),
     }
 }

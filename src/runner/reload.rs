@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::load::{self, Loaded, Loader, Loading};
-use crate::log;
+use crate::log::{self, Level};
 use crate::project::watch::{Look, Watch};
 
 use crate::timer::Backoff;
@@ -132,7 +132,9 @@ impl Reload {
         if self.broken.as_deref() == Some(why) {
             log::debug!("the project is still broken: {why}");
         } else {
-            log::error!("the project cannot be loaded again, what was loaded before stays in force: {why}");
+            let text =
+                format!("the project cannot be loaded again, what was loaded before stays in force: {why}");
+            log::record_lines(Level::Error, &text);
         }
         self.broken = Some(why.to_owned());
         let wait = self.retry.failed(now, None);
