@@ -19,7 +19,7 @@ use crate::near;
 use crate::policy::{self, BoundArgs, Mode, Policy};
 
 /// The settings, without their prefix. `STATE_DIR` is not among them: it must be known before Python runs.
-const SETTINGS: [&str; 11] = [
+const SETTINGS: [&str; 12] = [
     "API_KEY",
     "SERVER_URL",
     "HEARTBEAT_INTERVAL",
@@ -31,6 +31,7 @@ const SETTINGS: [&str; 11] = [
     "DISALLOWED_COMMANDS",
     "METADATAONLY_COMMANDS",
     "BOUND_COMMANDS",
+    "MAX_OUTPUT_BYTES",
 ];
 /// Read from the environment only, before the settings are known.
 const ENVIRONMENT_ONLY: [&str; 1] = ["STATE_DIR"];
@@ -76,6 +77,8 @@ pub struct Config {
     pub request_timeout: Duration,
     pub max_retries: u32,
     pub policy: Policy,
+    /// How much of one execution's output is kept; what it prints beyond that is counted.
+    pub max_output_bytes: u64,
     /// `NAME = value (origin)` for each setting, the key masked.
     pub effective: Vec<String>,
     /// What is odd but no error.
@@ -182,6 +185,7 @@ impl Config {
         let request_timeout = reader.seconds("REQUEST_TIMEOUT", 30.0, 0.1);
         let max_retries = reader.max_retries();
         let policy = reader.policy();
+        let max_output_bytes = reader.max_output_bytes();
         reader.refuse_unknown_settings();
         reader.warnings.extend(reader.odd_variables());
         let Reader { problems, effective, warnings, .. } = reader;
@@ -193,6 +197,7 @@ impl Config {
                 request_timeout,
                 max_retries,
                 policy,
+                max_output_bytes,
                 effective,
                 warnings,
             }),
@@ -395,6 +400,21 @@ impl<'a> Reader<'a> {
         }
         self.refuse("MAX_RETRIES", &raw, format_args!("a whole number from 0 to {MOST}"));
         0
+    }
+
+    fn max_output_bytes(&mut self) -> u64 {
+        const DEFAULT: u64 = 1 << 30;
+        let raw = self.raw("MAX_OUTPUT_BYTES");
+        let value = match &raw {
+            Raw::Text(text, _) => text.trim().parse().ok(),
+            Raw::Setting(value) => value.as_u64(),
+            Raw::Default => Some(DEFAULT),
+        };
+        match value {
+            Some(bytes) => self.took("MAX_OUTPUT_BYTES", bytes, &raw),
+            None => self.refuse("MAX_OUTPUT_BYTES", &raw, "a whole number of bytes"),
+        }
+        value.unwrap_or(DEFAULT)
     }
 
     fn flag(&mut self, name: &str) -> bool {

@@ -76,6 +76,8 @@ pub struct Status {
     /// The service's reason.
     pub suspended: Option<String>,
     pub outage: Option<Outage>,
+    /// Why nothing new can be taken on this host, at the last attempt.
+    pub cannot_take: Option<String>,
     /// By execution: how many bytes of its output the service has. Where it is missing, its cursor tells.
     pub delivered: BTreeMap<String, u64>,
     /// How often the project was loaded again, or that was tried.
@@ -103,6 +105,7 @@ impl Status {
             key: Key::Unproven,
             suspended: None,
             outage: None,
+            cannot_take: None,
             delivered: BTreeMap::new(),
             reloads: 0,
             is_reloading: false,
@@ -127,10 +130,20 @@ impl Status {
     /// # Errors
     /// The disk does not take it.
     pub fn write(&self, state: &Path) -> io::Result<()> {
-        let temporary = state.join("status.json.tmp");
-        let mut file =
-            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        fs::rename(temporary, state.join(NAME))
+        let (path, temporary) = (state.join(NAME), state.join("status.json.tmp"));
+        let bytes = serde_json::to_vec(self)?;
+        let mut options = OpenOptions::new();
+        options.write(true).mode(0o600);
+        let renamed = options.clone().create(true).truncate(true).open(&temporary).and_then(|mut file| {
+            file.write_all(&bytes)?;
+            fs::rename(&temporary, &path)
+        });
+        renamed.or_else(|_| {
+            // A full disk is what should be told most of all: it has room where the old content is.
+            let _ = fs::remove_file(&temporary);
+            let mut file = options.open(&path)?;
+            file.write_all(&bytes)?;
+            file.set_len(bytes.len() as u64)
+        })
     }
 }

@@ -209,6 +209,20 @@ fn whole_file_lock() -> libc::flock {
     lock
 }
 
+/// Makes `file` at least `length` bytes long, with room on the disk for all of them. Where the file system cannot promise
+/// that, nothing is done.
+///
+/// # Errors
+/// There is no room.
+pub fn allocate(file: &File, length: u64) -> io::Result<()> {
+    let length = libc::off_t::try_from(length).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open while `file` is borrowed; the others are integers.
+    match check(unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) }) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS)) => Ok(()),
+        result => result.map(drop),
+    }
+}
+
 /// Sends `signal` to the process `pid`, if `is_it` says that this is the right one: asked when the process is held by a
 /// reference that cannot come to mean another. Returns whether it was sent. Where the kernel has no such references, or a
 /// sandbox forbids them, what is left is the proof of an instant ago.

@@ -79,6 +79,7 @@ struct Says {
     outage_seconds: Option<f64>,
     outage_cause: Option<String>,
     reload_error: Option<String>,
+    cannot_take: Option<String>,
     loop_seconds: f64,
 }
 
@@ -89,6 +90,8 @@ struct ExecutionReport {
     state: Stage,
     age_seconds: f64,
     undelivered_bytes: u64,
+    /// Output that the disk did not take, once it has ended.
+    lost_bytes: u64,
     #[serde(skip)]
     oldest: Option<f64>,
 }
@@ -98,7 +101,7 @@ impl ExecutionReport {
     fn unreadable(dir: &ExecutionDir, error: &io::Error) -> Self {
         let id = dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (command, state) = (error.to_string(), Stage::Unreadable);
-        Self { id, command, state, age_seconds: 0.0, undelivered_bytes: 0, oldest: None }
+        Self { id, command, state, age_seconds: 0.0, undelivered_bytes: 0, lost_bytes: 0, oldest: None }
     }
 }
 
@@ -213,6 +216,7 @@ fn runner_report(state: &Path, runner: &Occupant, says: Option<Status>) -> Runne
             outage_seconds: status.outage.as_ref().map(|outage| outage.since.age().as_secs_f64()),
             outage_cause: status.outage.map(|outage| outage.cause),
             reload_error: status.reload_error,
+            cannot_take: status.cannot_take,
         }),
     }
 }
@@ -238,7 +242,9 @@ fn executions(state: &Path, delivered: &BTreeMap<String, u64>) -> io::Result<Vec
 
 fn execution(dir: &ExecutionDir, delivered: &BTreeMap<String, u64>) -> io::Result<ExecutionReport> {
     let spec = dir.spec()?;
-    let state = match (dir.exit()?, dir.keeper_pid()?) {
+    let exit = dir.exit()?;
+    let lost_bytes = exit.as_ref().map_or(0, |exit| exit.missing.lost);
+    let state = match (exit, dir.keeper_pid()?) {
         (Some(_), _) => Stage::Ended,
         (None, Some(pid)) if shim::is_seen_at(pid, dir.path()) => Stage::Running,
         (None, Some(_)) => Stage::Lost,
@@ -254,6 +260,7 @@ fn execution(dir: &ExecutionDir, delivered: &BTreeMap<String, u64>) -> io::Resul
         state,
         age_seconds: SystemTime::now().duration_since(taken).unwrap_or_default().as_secs_f64(),
         undelivered_bytes: length.saturating_sub(delivered),
+        lost_bytes,
         oldest: if length > delivered { first_timestamp(dir, delivered) } else { None },
     })
 }
@@ -288,7 +295,12 @@ fn describe(report: &Report) -> String {
             Stage::Lost => "lost",
             Stage::Unreadable => "unreadable",
         };
-        line(name, format!("{} ({}), {}", execution.command, execution.id, span(execution.age_seconds)));
+        let lost = match execution.lost_bytes {
+            0 => String::new(),
+            lost => format!(", {lost} bytes of its output lost: the disk did not take them"),
+        };
+        let age = span(execution.age_seconds);
+        line(name, format!("{} ({}), {age}{lost}", execution.command, execution.id));
     }
     let Undelivered { bytes, oldest_seconds } = &report.undelivered;
     if let Some(oldest) = oldest_seconds {
@@ -326,6 +338,9 @@ fn describe_runner(runner: &RunnerReport, line: &mut impl FnMut(&str, String)) {
     }
     if let Some(reason) = &says.suspension_reason {
         line("suspended", format!("{reason}; nothing new is taken"));
+    }
+    if let Some(error) = &says.cannot_take {
+        line("disk", format!("nothing new can be taken: {error}"));
     }
     if let Some(error) = &says.reload_error {
         line(

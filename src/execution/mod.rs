@@ -214,6 +214,15 @@ impl Outcome {
     }
 }
 
+/// What is missing in the record of a command's output, in bytes of both streams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// The disk did not take them.
+    pub lost: u64,
+    /// They came after the limit was reached.
+    pub beyond_limit: u64,
+}
+
 /// `text` in quotes, shortened, with control characters escaped: for messages about what the service sent.
 pub fn quoted(text: &str) -> String {
     format!("'{}'", crate::log::printable(&shortened(text)))

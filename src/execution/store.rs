@@ -7,6 +7,7 @@
 //! | `shim.lock` | held by the shim for life | that somebody looks after the command; its PID |
 //! | `output` | shim | segments, append only |
 //! | `exit.json` | shim, once | how it ended |
+//! | `reserve` | runner, first of all | nothing: room for the others when the disk is full |
 //!
 //! The JSON files come by rename, synced, so that each is there whole or not at all, after a loss of power too.
 
@@ -19,10 +20,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::segment::{self, Segment, Stream};
-use super::{ExecutionId, Outcome};
+use super::{ExecutionId, Missing, Outcome};
+use crate::sys;
 
 /// The version of everything in an execution's directory. A runner leaves a directory of a higher one alone.
 pub const FORMAT: u32 = 1;
+
+/// How much room is set aside in each directory, in bytes: for two small files and two lines of output.
+const RESERVE: u64 = 32 * 1024;
 
 /// A directory whose execution is done for; what a crash leaves of it is removed at the next start.
 const DONE_SUFFIX: &str = ".done";
@@ -59,6 +64,14 @@ pub struct Process {
     pub timeout: Option<f64>,
     /// stdout and stderr go to `/dev/null`.
     pub metadata_only: bool,
+    /// What it prints beyond that is counted, not kept.
+    #[serde(default = "unlimited")]
+    pub max_output_bytes: u64,
+}
+
+/// What a version without a limit has written.
+fn unlimited() -> u64 {
+    u64::MAX
 }
 
 /// `cursor.json`: the bytes `start..end` of `output` are being sent in chunks from `number` on.
@@ -80,6 +93,8 @@ pub struct Exit {
     pub outcome: Outcome,
     /// How long the process ran, in seconds.
     pub duration: f64,
+    #[serde(default)]
+    pub missing: Missing,
 }
 
 /// Who looks after the command.
@@ -106,7 +121,8 @@ impl ExecutionDir {
     pub fn create(executions: &Path, spec: &Spec) -> io::Result<Self> {
         let dir = Self { path: executions.join(spec.id.canonical()) };
         fs::DirBuilder::new().mode(0o700).create(&dir.path)?;
-        let written = dir.write("spec.json", spec).and_then(|()| sync_dir(executions));
+        let written =
+            dir.write("spec.json", spec).and_then(|()| dir.reserve()).and_then(|()| sync_dir(executions));
         if written.is_err() {
             let _ = fs::remove_dir_all(&dir.path);
         }
@@ -195,11 +211,11 @@ impl ExecutionDir {
     ///
     /// # Errors
     /// The disk does not take it.
-    pub fn write_exit(&self, outcome: Outcome, duration: f64) -> io::Result<()> {
+    pub fn write_exit(&self, outcome: Outcome, duration: f64, missing: Missing) -> io::Result<()> {
         if let Ok(output) = File::open(self.output_path()) {
             output.sync_data()?;
         }
-        self.write("exit.json", &Exit { version: FORMAT, outcome, duration })
+        self.write("exit.json", &Exit { version: FORMAT, outcome, duration, missing })
     }
 
     /// Who looks after the command, asked of the lock: neither PIDs nor times can tell.
@@ -307,7 +323,35 @@ impl ExecutionDir {
         serde_json::from_slice(&bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
     }
 
+    /// Sets room aside for how it ended and how far it is delivered: its output may fill the disk.
+    fn reserve(&self) -> io::Result<()> {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(self.reserve_path())?;
+        sys::allocate(&file, RESERVE)
+    }
+
+    /// Gives that room away, to whoever needs it most.
+    pub fn release_reserve(&self) {
+        let _ = fs::remove_file(self.reserve_path());
+    }
+
+    fn reserve_path(&self) -> PathBuf {
+        self.path.join("reserve")
+    }
+
+    /// On a full disk there is the reserve for it.
     fn write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
+        self.try_write(name, value).or_else(|_| {
+            self.release_reserve();
+            self.try_write(name, value)
+        })
+    }
+
+    fn try_write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
         let temporary = self.path.join(format!("{name}.tmp"));
         let mut file =
             OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
@@ -418,7 +462,7 @@ mod tests {
 
     #[test]
     fn the_lock_tells_nobody_from_alive_from_dead() {
-        let _turn = crate::sys::no_forks_meanwhile();
+        let _turn = sys::no_forks_meanwhile();
         let temp = tempfile::tempdir().unwrap();
         let dir = new_dir(temp.path());
         let Keeper::Nobody(mut held) = dir.keeper().unwrap() else { panic!("nobody ever held it") };

@@ -264,8 +264,10 @@ impl Runner {
             Ok(active) => {
                 self.last_activity = Some(Instant::now());
                 self.active.push(active);
+                self.report.taken(None);
             }
             Err(error) => {
+                self.report.taken(Some(error.to_string()));
                 let what = format!("execution {id} ({command}) cannot be taken: {error}");
                 self.tell_once(&what, |what| log::error!("{what}; it stays pending at the service"));
                 self.fail_round_unless(false);

@@ -11,8 +11,8 @@ use crate::api::{CancelWish, Failure};
 use crate::audit::{Audit, Event};
 use crate::delivery::{self, Delivery};
 use crate::execution::segment::Stream;
-use crate::execution::store::{ExecutionDir, FORMAT, Keeper, Process, Spec, Task};
-use crate::execution::{Offer, Outcome};
+use crate::execution::store::{ExecutionDir, Exit, FORMAT, Keeper, Process, Spec, Task};
+use crate::execution::{Missing, Offer, Outcome};
 use crate::load::Loaded;
 use crate::log;
 use crate::policy::Rejection;
@@ -78,6 +78,7 @@ pub(super) fn decide(offer: Offer, found: &BTreeSet<String>, loaded: &Loaded) ->
                 settings_module: project.settings_module.clone(),
                 timeout: approved.timeout().map(|limit| limit.as_secs_f64()),
                 metadata_only: approved.metadata_only(),
+                max_output_bytes: loaded.config.max_output_bytes,
             })
         }
         Err(rejection) => Task::Reject { text: rejection.text(&command), reason: rejection.reason },
@@ -154,7 +155,9 @@ impl Active {
         if let Task::Reject { reason, text } = &active.spec.task {
             log::warning!("execution {}: '{}' is refused: {reason}", active.spec.id, active.spec.command);
             let written = active.dir.write_output(unix_now(), &[(Stream::Stderr, text)]);
-            if let Err(error) = written.and_then(|()| active.dir.write_exit(Outcome::FAILED, 0.0)) {
+            if let Err(error) =
+                written.and_then(|()| active.dir.write_exit(Outcome::FAILED, 0.0, Missing::default()))
+            {
                 let _ = active.dir.remove();
                 return Err(error);
             }
@@ -199,7 +202,7 @@ impl Active {
             Stage::New if self.may_begin() => self.begin(),
             Stage::Running { wish, asked } => {
                 if let Some(exit) = self.dir.exit()? {
-                    self.stage = Stage::Ended(exit.outcome);
+                    self.end(&exit);
                 } else if !matches!(self.dir.keeper()?, Keeper::Alive(_)) {
                     self.end_unwatched_or_late()?;
                 } else if wish > asked {
@@ -216,21 +219,32 @@ impl Active {
 
     /// A shim writes `exit.json` before it lets go of its lock, so it is looked for once more.
     fn end_unwatched_or_late(&mut self) -> io::Result<()> {
-        let outcome = match self.dir.exit()? {
-            Some(exit) => exit.outcome,
+        match self.dir.exit()? {
+            Some(exit) => self.end(&exit),
             None => {
                 self.end_unwatched(SHIM_DIED_TEXT)?;
                 log::error!("execution {}: its shim was killed", self.spec.id);
-                Outcome::FAILED
+                self.stage = Stage::Ended(Outcome::FAILED);
             }
-        };
-        self.stage = Stage::Ended(outcome);
+        }
         Ok(())
+    }
+
+    /// Its shim has written how it ended.
+    fn end(&mut self, exit: &Exit) {
+        let (id, Missing { lost, beyond_limit }) = (&self.spec.id, exit.missing);
+        if lost > 0 {
+            log::error!("execution {id}: the disk did not take {lost} bytes of its output");
+        }
+        if beyond_limit > 0 {
+            log::warning!("execution {id}: {beyond_limit} bytes of its output are beyond MAX_OUTPUT_BYTES");
+        }
+        self.stage = Stage::Ended(exit.outcome);
     }
 
     fn end_unwatched(&self, text: &str) -> io::Result<()> {
         self.dir.append_text(Stream::Stderr, unix_now(), text)?;
-        self.dir.write_exit(Outcome::FAILED, 0.0)
+        self.dir.write_exit(Outcome::FAILED, 0.0, Missing::default())
     }
 
     /// Metadata-only executions begin when the service has the text that stands for their output.

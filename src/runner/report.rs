@@ -62,6 +62,11 @@ impl Report {
         self.is_replaced = true;
     }
 
+    /// An execution was taken, or why it could not be.
+    pub(super) fn taken(&mut self, error: Option<String>) {
+        self.status.cannot_take = error;
+    }
+
     pub(super) fn reloading(&mut self) {
         self.status.is_reloading = true;
         self.notify.reloading();

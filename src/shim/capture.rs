@@ -6,52 +6,94 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::process::Child;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Instant;
 
+use crate::execution::Missing;
 use crate::execution::segment::{self, Stream};
 use crate::execution::store::ExecutionDir;
 use crate::timer::unix_now;
 
 /// Read at once. Escaped in the worst way, a block becomes a segment of 192 KiB, which fits into a chunk.
 const BLOCK: usize = 32 * 1024;
-/// stdout and stderr.
-pub const PIPES: usize = 2;
+/// How many times as long as the command's own bytes the record may be at most. Only lines of a few characters need more:
+/// each has a time of its own.
+const OVERHEAD_MAX: u64 = 4;
 
-/// Starts a thread for each pipe that `child` has. Each sends once when its pipe is at its end.
-///
-/// Once `ended` is set, what still comes is read and dropped.
-///
-/// # Errors
-/// The `output` file cannot be opened, or no thread can be started.
-pub fn start(child: &mut Child, dir: &ExecutionDir, ended: &Arc<AtomicBool>) -> io::Result<Receiver<()>> {
-    let (done, readers) = mpsc::channel();
-    if let Some(pipe) = child.stdout.take() {
-        start_one(pipe, Stream::Stdout, dir, ended, &done)?;
-    }
-    if let Some(pipe) = child.stderr.take() {
-        start_one(pipe, Stream::Stderr, dir, ended, &done)?;
-    }
-    Ok(readers)
+/// The pipe threads of one command.
+pub struct Capture {
+    readers: Receiver<()>,
+    open: usize,
+    output: Arc<Mutex<Output>>,
+    /// What still comes is read and dropped.
+    ended: Arc<AtomicBool>,
 }
 
-fn start_one(
-    pipe: impl Read + Send + 'static,
-    stream: Stream,
-    dir: &ExecutionDir,
-    ended: &Arc<AtomicBool>,
-    done: &Sender<()>,
-) -> io::Result<()> {
-    let recorder =
-        Recorder { output: dir.appender()?, stream, decoder: Decoder::default(), lost: 0, torn: false };
-    let (ended, done) = (Arc::clone(ended), done.clone());
-    let read = move || {
-        capture(pipe, recorder, &ended);
-        let _ = done.send(());
-    };
-    thread::Builder::new().stack_size(256 * 1024).spawn(read).map(drop)
+impl Capture {
+    /// Starts a thread for each pipe that `child` has. No more than `limit` bytes of its output are kept.
+    ///
+    /// # Errors
+    /// The `output` file cannot be opened, or no thread can be started.
+    pub fn start(child: &mut Child, dir: &ExecutionDir, limit: u64) -> io::Result<Self> {
+        let (done, readers) = mpsc::channel();
+        let output = Arc::new(Mutex::new(Output::open(dir, limit)?));
+        let mut capture = Self { readers, open: 0, output, ended: Arc::default() };
+        if let Some(pipe) = child.stdout.take() {
+            capture.start_one(pipe, Stream::Stdout, &done)?;
+        }
+        if let Some(pipe) = child.stderr.take() {
+            capture.start_one(pipe, Stream::Stderr, &done)?;
+        }
+        Ok(capture)
+    }
+
+    fn start_one(
+        &mut self,
+        pipe: impl Read + Send + 'static,
+        stream: Stream,
+        done: &Sender<()>,
+    ) -> io::Result<()> {
+        let recorder = Recorder {
+            output: Arc::clone(&self.output),
+            stream,
+            decoder: Decoder::default(),
+            missing: Missing::default(),
+        };
+        let (ended, done) = (Arc::clone(&self.ended), done.clone());
+        let read = move || {
+            capture(pipe, recorder, &ended);
+            let _ = done.send(());
+        };
+        thread::Builder::new().stack_size(256 * 1024).spawn(read)?;
+        self.open += 1;
+        Ok(())
+    }
+
+    /// Waits until all pipes are at their ends or `until` comes. Nothing is recorded after that.
+    pub fn end(&mut self, until: Instant) -> Missing {
+        while self.open > 0 {
+            match self.readers.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(()) => self.open -= 1,
+                Err(RecvTimeoutError::Disconnected) => self.open = 0,
+                Err(RecvTimeoutError::Timeout) => break,
+            }
+        }
+        self.ended.store(true, Ordering::SeqCst);
+        lock(&self.output).missing
+    }
+
+    /// Whether a background process holds a pipe still.
+    pub fn is_open(&self) -> bool {
+        self.open > 0
+    }
+
+    /// Waits for the end of the pipes.
+    pub fn wait(&self) {
+        while self.readers.recv().is_ok() {}
+    }
 }
 
 fn capture(mut pipe: impl Read, mut recorder: Recorder, ended: &AtomicBool) {
@@ -70,54 +112,111 @@ fn capture(mut pipe: impl Read, mut recorder: Recorder, ended: &AtomicBool) {
     }
 }
 
+/// The `output` file, for both streams: only one writes at a time, so a write that fails is taken back as a whole.
+struct Output {
+    dir: ExecutionDir,
+    file: File,
+    length: u64,
+    /// How much of the command's own bytes is in it.
+    kept: u64,
+    limit: u64,
+    /// Of both streams.
+    missing: Missing,
+}
+
+impl Output {
+    fn open(dir: &ExecutionDir, limit: u64) -> io::Result<Self> {
+        let file = dir.appender()?;
+        let length = file.metadata()?.len();
+        Ok(Self { dir: dir.clone(), file, length, kept: 0, limit, missing: Missing::default() })
+    }
+
+    fn is_full(&self) -> bool {
+        self.kept >= self.limit || self.length >= self.limit.saturating_mul(OVERHEAD_MAX)
+    }
+
+    /// Appends `lines`, or nothing of them.
+    fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        let written = self.file.write_all(lines);
+        match &written {
+            Ok(()) => self.length += lines.len() as u64,
+            Err(_) => _ = self.file.set_len(self.length),
+        }
+        written
+    }
+}
+
+/// A thread that panics holds nothing that could be half done.
+fn lock(output: &Mutex<Output>) -> MutexGuard<'_, Output> {
+    output.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Appends one stream's segments to the file, and keeps account of what could not be written.
 struct Recorder {
-    output: File,
+    output: Arc<Mutex<Output>>,
     stream: Stream,
     decoder: Decoder,
-    /// Bytes of the command's output that the disk did not take and that no line says anything about yet.
-    lost: usize,
-    /// The last write failed and may have left half a segment.
-    torn: bool,
+    /// What no line says anything about yet.
+    missing: Missing,
 }
 
 impl Recorder {
     fn take(&mut self, bytes: &[u8]) {
-        let mut lines = self.notice();
+        let output = Arc::clone(&self.output);
+        let mut output = lock(&output);
+        let count = bytes.len() as u64;
+        if output.is_full() {
+            output.missing.beyond_limit += count;
+            self.missing.beyond_limit += count;
+            return;
+        }
+        let (mut lines, in_line) = self.notice(output.limit);
         self.decoder.feed(bytes, unix_now(), self.stream, &mut lines);
-        self.append(&lines, bytes.len());
+        match output.append(&lines) {
+            Ok(()) => {
+                output.kept += count;
+                self.missing = Missing::default();
+            }
+            Err(_) => {
+                output.missing.lost += count;
+                self.missing.lost += count;
+                self.decoder.in_line = in_line;
+            }
+        }
     }
 
     fn finish(mut self) {
-        let mut lines = self.notice();
-        self.decoder.finish(unix_now(), self.stream, &mut lines);
-        self.append(&lines, 0);
+        let output = Arc::clone(&self.output);
+        let mut output = lock(&output);
+        let (mut lines, _) = self.notice(output.limit);
+        if self.missing.beyond_limit == 0 {
+            self.decoder.finish(unix_now(), self.stream, &mut lines);
+        }
+        if output.append(&lines).is_err() {
+            // It is the last word: for that there is a reserve. Without room even so, it is counted all the same.
+            output.dir.release_reserve();
+            let _ = output.append(&lines);
+        }
     }
 
-    /// What stands before the next segments if something was lost: the end of a torn line, and how much is missing.
-    fn notice(&mut self) -> Vec<u8> {
-        let mut lines = Vec::new();
-        if self.torn {
-            lines.push(b'\n');
+    /// What stands before the next segments if something is missing; and whether the stream was within a line before.
+    fn notice(&mut self, limit: u64) -> (Vec<u8>, bool) {
+        let (mut lines, in_line) = (Vec::new(), self.decoder.in_line);
+        let Missing { lost, beyond_limit } = self.missing;
+        let mut texts = Vec::new();
+        if lost > 0 {
+            texts.push(format!("[{lost} bytes of output are missing here: the disk did not take them]\n"));
         }
-        if self.lost > 0 {
-            if self.decoder.in_line {
+        if beyond_limit > 0 {
+            texts.push(format!("[{beyond_limit} bytes of output are missing here: it is longer than the {limit} bytes of MAX_OUTPUT_BYTES]\n"));
+        }
+        for text in texts {
+            if std::mem::take(&mut self.decoder.in_line) {
                 segment::write(&mut lines, self.stream, None, "\n");
             }
-            let text =
-                format!("[{} bytes of output are missing here: the disk did not take them]\n", self.lost);
             segment::write_text(&mut lines, self.stream, unix_now(), &text);
-            self.decoder.in_line = false;
         }
-        lines
-    }
-
-    fn append(&mut self, lines: &[u8], bytes: usize) {
-        if lines.is_empty() {
-            return;
-        }
-        self.torn = self.output.write_all(lines).is_err();
-        self.lost = if self.torn { self.lost + bytes } else { 0 };
+        (lines, in_line)
     }
 }
 

@@ -17,18 +17,16 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use crate::execution::segment::Stream;
 use crate::execution::store::{ExecutionDir, Keeper, Process, Task};
-use crate::execution::{Outcome, Status};
+use crate::execution::{Missing, Outcome, Status};
 use crate::notify;
 use crate::signals::Signals;
 use crate::sys::{self, Bond};
 use crate::timer::unix_now;
+use capture::Capture;
 
 /// The signal that asks the shim to end its command, with time to clean up.
 pub const CANCEL: i32 = sys::SIGUSR1;
@@ -149,7 +147,7 @@ fn hold_lock_and_look_after(dir: &ExecutionDir) -> io::Result<()> {
     if let Err(error) = look_after(dir, &signals) {
         let text = format!("[djangocommand: the command cannot be looked after: {error}]\n");
         let _ = dir.append_text(Stream::Stderr, unix_now(), &text);
-        write_exit(dir, &signals, Outcome::FAILED, begun);
+        write_exit(dir, &signals, Outcome::FAILED, begun, Missing::default());
     }
     Ok(())
 }
@@ -186,27 +184,25 @@ fn look_after(dir: &ExecutionDir, signals: &Signals) -> io::Result<()> {
         Err(error) => {
             let text = format!("Cannot run '{}' in '{}': {error}.\n", process.argv[0], process.directory);
             let _ = dir.append_text(Stream::Stderr, unix_now(), &text);
-            write_exit(dir, signals, Outcome::FAILED, begun);
+            write_exit(dir, signals, Outcome::FAILED, begun, Missing::default());
             return Ok(());
         }
     };
-    let capture_ended = Arc::new(AtomicBool::new(false));
-    let readers = capture::start(&mut child, dir, &capture_ended)?;
+    let mut capture = Capture::start(&mut child, dir, process.max_output_bytes)?;
     let deadline = process.timeout.map(|seconds| begun + Duration::from_secs_f64(seconds));
     let outcome = Watch { signals, pid: child.id(), deadline, exit: None, ending: None }.until_the_end();
-    let open_pipes = drain(&readers, Instant::now() + LINGER);
-    capture_ended.store(true, Ordering::SeqCst);
-    write_exit(dir, signals, outcome, begun);
+    let missing = capture.end(Instant::now() + LINGER);
+    write_exit(dir, signals, outcome, begun, missing);
     // A background process may go on writing: without a reader it would be killed by SIGPIPE. What it orphans while it
     // lives becomes our child and must not stay a zombie.
-    if open_pipes > 0 {
+    if capture.is_open() {
         sys::default_signals();
         // One that came before would be forgotten; from now on they end this process.
         if [CANCEL, FORCE].iter().any(|signal| signals.is_raised(*signal)) {
             return Ok(());
         }
         sys::leave_no_zombies();
-        while readers.recv().is_ok() {}
+        capture.wait();
     }
     Ok(())
 }
@@ -223,23 +219,10 @@ fn spawn(process: &Process) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Waits until the pipe threads are done or `until` comes; returns how many pipes are still open.
-fn drain(readers: &Receiver<()>, until: Instant) -> usize {
-    let mut open = capture::PIPES;
-    while open > 0 {
-        match readers.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(()) => open -= 1,
-            Err(mpsc::RecvTimeoutError::Disconnected) => return 0,
-            Err(mpsc::RecvTimeoutError::Timeout) => return open,
-        }
-    }
-    0
-}
-
 /// How it ended is not given up on a full disk; only a directory that is gone ends the wait.
-fn write_exit(dir: &ExecutionDir, signals: &Signals, outcome: Outcome, begun: Instant) {
+fn write_exit(dir: &ExecutionDir, signals: &Signals, outcome: Outcome, begun: Instant, missing: Missing) {
     let duration = begun.elapsed().as_secs_f64();
-    while dir.write_exit(outcome, duration).is_err() && dir.path().exists() {
+    while dir.write_exit(outcome, duration, missing).is_err() && dir.path().exists() {
         signals.wait(DISK_RETRY);
     }
 }

@@ -25,6 +25,9 @@ mod crashes;
 /// Detached runners: what `start -d` says and lets go of, their log, and the formats of log lines.
 #[cfg(test)]
 mod detached;
+/// The disk: full, or soon to be.
+#[cfg(test)]
+mod disk;
 /// The Django side: finding the project and its Python, the probe, what the dashboard is told.
 #[cfg(test)]
 mod django;
