@@ -29,6 +29,7 @@ pub struct Loader {
     /// The project's directory, by the name that the user has for it.
     pub root: PathBuf,
     pub environment: Environment,
+    has_manage_py: bool,
     python: Option<PathBuf>,
     settings: Option<String>,
     server_url: Option<String>,
@@ -74,12 +75,12 @@ impl Loader {
         server_url: Option<String>,
         environment: Environment,
     ) -> Result<Self, Error> {
-        let (root, _) =
+        let (root, has_manage_py) =
             project::find_root(start, settings.as_deref(), &environment).map_err(Error::Configuration)?;
         let is_name = |path: &Path| path.components().count() == 1;
         let python =
             python.map(|path| if is_name(&path) { path } else { project::from_here(&path, &environment) });
-        Ok(Self { root, environment, python, settings, server_url })
+        Ok(Self { root, has_manage_py, environment, python, settings, server_url })
     }
 
     /// Loads everything, which takes as long as the project's Python does, and says what it finds.
@@ -100,6 +101,10 @@ impl Loader {
         let settings = self.settings.as_deref();
         let project = Project::find(&self.root, self.python.as_deref(), settings, &self.environment)
             .map_err(Error::Configuration)?;
+        // While it is being replaced, the project above it must not be taken for it.
+        if Path::new(&project.root) != self.root || project.has_manage_py != self.has_manage_py {
+            return Err(Error::Failed(format!("the project in '{}' is not there", self.root.display())));
+        }
         let mut lines = Lines::default();
         let found =
             format!("project '{}', Python '{}' ({})", project.root, project.python, project.python_from);
@@ -256,7 +261,7 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(30));
             let poll = Instant::now();
             let answer = loading.poll();
-            assert!(answer.is_some() || poll.elapsed() < Duration::from_millis(100), "a poll does not wait");
+            assert!(answer.is_some() || poll.elapsed() < Duration::from_secs(5), "a poll does not wait");
             if let Some(answer) = answer {
                 return (answer, polls);
             }

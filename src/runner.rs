@@ -141,7 +141,7 @@ impl Runner {
         let Parts { loader, mut loaded, state, audit, status, notify, watches_files, once } = parts;
         let now = Instant::now();
         let (interval, retries) = (loaded.config.heartbeat_interval, loaded.config.max_retries);
-        let active = executions::adopt(&state.executions(), interval, retries)?;
+        let active = executions::adopt(&state.executions(), &loaded.config)?;
         let mut reload = Reload::new(loader, std::mem::take(&mut loaded.watch), watches_files);
         reload.set_pace(interval, loaded.facts.debug);
         let mut report = Report::new(state.path().to_owned(), status, notify);
@@ -228,7 +228,7 @@ impl Runner {
     /// Reaps what has ended: shims of ours, and whatever lands on process 1 of a container.
     fn reap(&mut self) {
         while let Some(pid) = sys::ended_child() {
-            if !self.reload.owns(pid) {
+            if !self.reload.reap(pid) {
                 sys::reap_child(pid);
             }
         }
@@ -245,10 +245,11 @@ impl Runner {
             }
             (Wish::Leave, _) => {
                 log::info!("handing over; {running} running execution(s) go on under the next runner");
+                self.report.stopping();
                 self.stop = Stop::Leaving { until: Instant::now() + HAND_OVER_PATIENCE };
                 self.give_back();
             }
-            (Wish::Stop, Stop::No) => {
+            (Wish::Stop | Wish::Interrupt, Stop::No) => {
                 match running {
                     0 => log::info!("stopping"),
                     _ => log::info!(
@@ -257,17 +258,18 @@ impl Runner {
                 }
                 self.drain();
             }
-            (Wish::Stop, Stop::Draining { since, .. }) if since.elapsed() < SAME_SIGNAL => {}
-            (Wish::Stop | Wish::Cancel, Stop::No | Stop::Draining { cancelled: false, .. }) => {
+            (Wish::Stop, _) => {}
+            (Wish::Interrupt, Stop::Draining { since, .. }) if since.elapsed() < SAME_SIGNAL => {}
+            (Wish::Interrupt | Wish::Cancel, Stop::No | Stop::Draining { cancelled: false, .. }) => {
                 log::info!("cancelling {running} execution(s)");
                 self.drain();
                 self.stop = Stop::Draining { since: Instant::now(), cancelled: true };
                 self.active.iter_mut().for_each(|active| active.want_end(CancelWish::Graceful));
             }
-            (Wish::Stop | Wish::Cancel, Stop::Delivering { .. }) => {
+            (Wish::Interrupt | Wish::Cancel, Stop::Delivering { .. }) => {
                 self.stop = Stop::Delivering { until: Instant::now() }
             }
-            (Wish::Stop | Wish::Cancel, Stop::Draining { cancelled: true, .. } | Stop::Leaving { .. }) => {}
+            (Wish::Interrupt | Wish::Cancel, Stop::Draining { .. } | Stop::Leaving { .. }) => {}
         }
     }
 
@@ -298,7 +300,8 @@ impl Runner {
             }
             Err(state::Error::Taken(runner)) => {
                 log::error!("the state directory was removed, and now {} has it: ending", runner.name());
-                self.report.is_replaced();
+                self.report.leave_file_alone();
+                self.report.stopping();
                 self.stop = Stop::Delivering { until: Instant::now() };
             }
             Err(state::Error::Untrusted(why) | state::Error::Unusable(why)) => {
@@ -330,6 +333,11 @@ impl Runner {
 
     /// Replaces what the runner goes by. What runs is not touched.
     fn go_by(&mut self, mut loaded: Loaded, now: Instant) {
+        if loaded.config.server != self.loaded.config.server && !self.active.is_empty() {
+            let why = "the service is another one, and what this one has asked for is not delivered yet";
+            self.reload.fails(why, now);
+            return self.report.reloaded(Some(why.to_owned()));
+        }
         loaded.lines.say_news(&self.loaded.lines);
         self.reload.watch(std::mem::take(&mut loaded.watch));
         let (interval, retries) = (loaded.config.heartbeat_interval, loaded.config.max_retries);

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
+use std::mem;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -18,7 +19,8 @@ const EXECUTIONS: &str = "executions";
 /// it: a PID in a file could be a dead runner's, and by now an innocent's.
 const LOCK: &str = "runner.lock";
 
-/// A state directory that has been made, checked and locked. The lock is held as long as this process lives.
+/// A state directory that has been made, checked and locked. The lock is held as long as this value lives and nobody in
+/// this process closes another descriptor of its file.
 pub struct StateDir {
     path: PathBuf,
     lock: File,
@@ -72,10 +74,20 @@ impl StateDir {
     /// Another runner has taken the place, or it cannot be made.
     pub fn keep(&mut self) -> Result<bool, Error> {
         // Only looked at: to close any descriptor of the file would end the lock.
-        let ours = self.lock.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
-        let there = fs::metadata(self.path.join(LOCK)).map(|meta| (meta.dev(), meta.ino())).ok();
-        if ours != there {
-            *self = Self::open(self.path.clone())?;
+        let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let look_at = |e: io::Error| unusable("look at", &self.path, &e);
+        let ours = self.lock.metadata().map(identity).map_err(look_at)?;
+        let there = match fs::metadata(self.path.join(LOCK)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            found => Some(found.map(identity).map_err(look_at)?),
+        };
+        if there != Some(ours) {
+            let old = mem::replace(self, Self::open(self.path.clone())?);
+            if self.lock.metadata().is_ok_and(|meta| identity(meta) == ours) {
+                // It had only been moved aside for an instant, and it is the same file: see above.
+                mem::forget(old);
+                return Ok(false);
+            }
             return Ok(true);
         }
         let is_whole = self.executions().is_dir();
@@ -107,7 +119,8 @@ fn open_lock(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path.join(LOCK))
 }
 
-/// The PID, for people and for tools that expect one; nothing here believes it.
+/// The PID, for people and for tools that expect one. Nothing is signalled because of it: it only tells whether what
+/// `status.json` says are the words of the runner that has the lock.
 fn label(mut lock: &File) -> io::Result<()> {
     lock.set_len(0)?;
     lock.rewind()?;
@@ -130,7 +143,12 @@ impl Occupant {
     /// # Errors
     /// The lock cannot be looked at: whether there is a runner cannot be told.
     pub fn find(path: &Path) -> io::Result<Option<Self>> {
-        match File::open(path.join(LOCK)) {
+        let path_of_lock = path.join(LOCK);
+        let opened = fs::metadata(&path_of_lock).and_then(|meta| match meta.is_file() {
+            true => File::open(path_of_lock),
+            false => Err(io::Error::other("its lock is no file")),
+        });
+        match opened {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
             Ok(lock) => {
@@ -208,7 +226,7 @@ pub fn choose(
     }
     // systemd lists several directories with colons between; the first one is the unit's own.
     if let Some(path) = environment.get("STATE_DIRECTORY").and_then(|list| list.split(':').next()) {
-        return Ok(path.into());
+        return absolute(Path::new(path));
     }
     let project = escaped(&root()?);
     if sys::effective_uid() == 0 {

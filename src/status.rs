@@ -35,7 +35,7 @@ impl Moment {
 
     /// How long ago it was; zero for one that another start of the host has left behind.
     pub fn age(&self) -> Duration {
-        Duration::from_secs_f64((sys::monotonic().as_secs_f64() - self.monotonic).max(0.0))
+        Duration::try_from_secs_f64(sys::monotonic().as_secs_f64() - self.monotonic).unwrap_or_default()
     }
 }
 
@@ -68,6 +68,8 @@ pub struct Status {
     pub turned: Moment,
     /// It takes nothing new and ends when what runs has ended.
     pub stopping: bool,
+    /// How many seconds a turn may take: it waits for the service.
+    pub longest_turn: f64,
     /// `None` while the project is being loaded for the first time.
     pub server_url: Option<String>,
     /// The last answer of the service, whatever it was.
@@ -100,6 +102,7 @@ impl Status {
             started: now,
             turned: now,
             stopping: false,
+            longest_turn: 0.0,
             server_url: None,
             contact: None,
             key: Key::Unproven,
@@ -121,8 +124,13 @@ impl Status {
     }
 
     /// How long ago the loop had its last turn.
-    pub fn hangs_for(&self) -> Duration {
+    pub fn still_for(&self) -> Duration {
         self.turned.age()
+    }
+
+    /// Removes the file.
+    pub fn remove(state: &Path) {
+        let _ = fs::remove_file(state.join(NAME));
     }
 
     /// Replaces the file. Not synced: after a loss of power it is of no use to anybody.

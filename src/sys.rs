@@ -16,7 +16,7 @@ use std::process::{Command, ExitStatus};
 use std::ptr;
 use std::time::Duration;
 
-pub use libc::{SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIGUSR2};
+pub use libc::{SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 
 /// What becomes of a child process when the thread that started it ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -267,6 +267,11 @@ fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether a device file could not be opened because nothing is behind it.
+pub fn is_no_device(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENXIO)
 }
 
 /// The user that this process acts as.

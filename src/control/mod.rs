@@ -46,14 +46,15 @@ fn find_runner(state: &Path) -> Result<Option<Occupant>, Error> {
     })
 }
 
-/// A runner whose loop has not turned for this long hangs: a turn has one request, which has a time limit.
+/// A runner whose loop has not turned for this long hangs, unless one turn may take longer.
 const HANGS_AFTER: Duration = Duration::from_secs(300);
 
 /// How long the loop of a runner that hangs has not turned; `None` for a healthy one.
 fn hangs_for(runner: &Occupant) -> Option<Duration> {
     // One that has not said anything yet has just begun.
     let status = Status::read(runner.path(), runner.label())?;
-    Some(status.hangs_for()).filter(|still_for| *still_for >= HANGS_AFTER)
+    let longest_turn = Duration::try_from_secs_f64(status.longest_turn).unwrap_or_default();
+    Some(status.still_for()).filter(|still_for| *still_for >= HANGS_AFTER.max(2 * longest_turn))
 }
 
 /// Looks every few milliseconds whether something has come true, at most for `limit`.

@@ -1,7 +1,7 @@
 //! `start` and `restart`: a runner in the foreground, in the background, or for one round.
 //!
-//! A detached runner is this program started once more. Until it has its lock and a good configuration it dies with the
-//! process that started it, and what is wrong it says on that process's terminal.
+//! A detached runner is this program started once more. Until it has its lock and a good configuration, or begins to
+//! replace another, it dies with the process that started it; what is wrong it says on that process's terminal.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -71,6 +71,7 @@ pub fn spawn_detached(options: &Start, replace: Option<Replace>, stderr: Stdio) 
         command.args(["--replace", replace.word()]);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
+    notify::VARIABLES.iter().for_each(|variable| _ = command.env_remove(variable));
     sys::isolate(&mut command, Bond::DiesWithParent);
     let mut child = command.spawn().map_err(failed)?;
     // Standard error first: what is said there may be more than a pipe holds, what is said on the other is not.
@@ -115,15 +116,15 @@ fn run(options: Start) -> Result<u8, Error> {
     let loader = Loader::new(&project, python, place.settings, server_url, environment)?;
     // The lock comes first, so that of many runners at once only one asks the project. One that replaces another
     // loads the project before that: if it is broken, the old runner stays.
-    let state = match replace {
-        None => Some(StateDir::open(path.clone()).map_err(state_error)?),
-        Some(_) => state::prepare(&path).map(|()| None).map_err(state_error)?,
+    let held = match replace {
+        None => Ok(StateDir::open(path.clone()).map_err(state_error)?),
+        Some(how) => state::prepare(&path).map(|()| Err(how)).map_err(state_error)?,
     };
     if mode == Mode::Detached {
         log_to_file(&path)?;
     }
     let status = Status::new(&loader.root.to_string_lossy());
-    if state.is_some() {
+    if held.is_ok() {
         // On a full disk it is written later.
         let _ = status.write(&path);
     }
@@ -131,9 +132,13 @@ fn run(options: Start) -> Result<u8, Error> {
     let mut notify = Notify::new(notify::VARIABLES.map(|variable| environment.get(variable)));
     notify.status("loading the project");
     let loaded = loader.load()?;
-    let state = match (state, replace) {
-        (Some(state), _) => state,
-        (None, replace) => make_way(path, replace)?,
+    let state = match held {
+        Ok(state) => state,
+        Err(how) => {
+            // From here on the old runner may be gone: whoever hangs up must not take the new one along.
+            sys::outlive_parent();
+            make_way(path, how)?
+        }
     };
     let audit = Audit::open(state.path()).map_err(|e| {
         Error::Failed(format!("cannot read audit.jsonl in '{}': {e}", state.path().display()))
@@ -143,7 +148,7 @@ fn run(options: Start) -> Result<u8, Error> {
     let parts = Parts { loader, loaded, state, audit, status, notify, watches_files, once };
     let runner = Runner::new(parts, wishes).map_err(|e| Error::Failed(format!("cannot begin: {e}")))?;
     if mode == Mode::Detached {
-        report_ready()?;
+        report_ready(replace.is_some())?;
     }
     Ok(match runner.run() {
         End::Done => 0,
@@ -165,9 +170,12 @@ fn log_to_file(state: &Path) -> Result<(), Error> {
 }
 
 /// Lets go of the terminal and of the process that started this one.
-fn report_ready() -> Result<(), Error> {
+/// One that has replaced another is needed even if nobody waits for it any more.
+fn report_ready(has_replaced: bool) -> Result<(), Error> {
     sys::outlive_parent();
     let told = writeln!(io::stdout().lock(), "{READY}").and_then(|()| io::stdout().lock().flush());
-    told.map_err(|_| Error::Failed("the process that started this runner has gone away".to_owned()))?;
+    if told.is_err() && !has_replaced {
+        return Err(Error::Failed("the process that started this runner has gone away".to_owned()));
+    }
     log::take_over_output().map_err(|e| Error::Failed(format!("cannot let go of the terminal: {e}")))
 }

@@ -152,8 +152,17 @@ pub fn left(state: &Path) -> usize {
 
 /// Whether a command runs now.
 pub fn something_runs(state: &Path) -> bool {
+    any_is(Stage::Running, state)
+}
+
+/// Whether something has been taken that has not begun.
+pub fn something_is_new(state: &Path) -> bool {
+    any_is(Stage::New, state)
+}
+
+fn any_is(stage: Stage, state: &Path) -> bool {
     let left = executions(state, &BTreeMap::new()).unwrap_or_default();
-    left.iter().any(|execution| execution.state == Stage::Running)
+    left.iter().any(|execution| execution.state == stage)
 }
 
 /// What a runner is busy with, in a few words.
@@ -203,7 +212,7 @@ fn runner_report(state: &Path, runner: &Occupant, says: Option<Status>) -> Runne
         uptime_seconds: says.as_ref().map(|status| status.started.age().as_secs_f64()),
         log_file,
         says: says.map(|status| Says {
-            loop_seconds: status.hangs_for().as_secs_f64(),
+            loop_seconds: status.still_for().as_secs_f64(),
             runner_version: status.runner_version,
             project: status.project,
             server_url: status.server_url,
@@ -247,6 +256,8 @@ fn execution(dir: &ExecutionDir, delivered: &BTreeMap<String, u64>) -> io::Resul
     let state = match (exit, dir.keeper_pid()?) {
         (Some(_), _) => Stage::Ended,
         (None, Some(pid)) if shim::is_seen_at(pid, dir.path()) => Stage::Running,
+        // Its shim may have written how it ended, and gone, since that was looked for.
+        (None, Some(_)) if dir.exit()?.is_some() => Stage::Ended,
         (None, Some(_)) => Stage::Lost,
         (None, None) => Stage::New,
     };
@@ -373,7 +384,7 @@ fn without_controls(json: &str) -> String {
 
 /// A time span in the two units that tell most: `2 h 3 min`, `12 s`.
 fn span(seconds: f64) -> String {
-    let seconds = Duration::from_secs_f64(seconds.max(0.0)).as_secs();
+    let seconds = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds} s"),

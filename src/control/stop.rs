@@ -3,17 +3,16 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::take_over::{self, FORCE_PATIENCE, ask, has_ended};
+use super::take_over::{self, AT_ONCE, FORCE_PATIENCE, ask, has_ended};
 use super::{Error, find_runner, say, state_path, status};
 use crate::cli::Place;
 use crate::config::Environment;
 use crate::runner::Wish;
 use crate::status::Status;
+use crate::sys;
 
 /// How long `stop` waits for the end of what runs, as the Python runner did.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
-/// An idle runner has ended by then. If not, it is said what is waited for.
-const AT_ONCE: Duration = Duration::from_millis(300);
 
 /// Returns the exit code.
 ///
@@ -21,6 +20,10 @@ const AT_ONCE: Duration = Duration::from_millis(300);
 /// Whether there is a runner cannot be told, or it may not be signalled.
 pub fn stop(place: &Place, timeout: Option<Duration>, force: bool) -> Result<u8, Error> {
     let state = state_path(place, &Environment::read())?;
+    if force {
+        // Once this process has the lock, others may take it for a runner.
+        sys::ignore_signals(&[sys::SIGTERM, sys::SIGQUIT, sys::SIGHUP, sys::SIGUSR1, sys::SIGUSR2]);
+    }
     let Some(runner) = find_runner(&state)? else {
         say(&format!("no runner is running with the state in '{}'", state.display()))?;
         if force && state.exists() {
@@ -37,10 +40,7 @@ pub fn stop(place: &Place, timeout: Option<Duration>, force: bool) -> Result<u8,
         return stopped(&name, &state);
     }
     let patience = timeout.unwrap_or(DRAIN_PATIENCE);
-    // Told twice, it would cancel what runs; whoever asks again only waits again.
-    if !Status::read(&state, runner.label()).is_some_and(|status| status.stopping) {
-        ask(&runner, Wish::Stop)?;
-    }
+    ask(&runner, Wish::Stop)?;
     if !has_ended(&runner, patience.min(AT_ONCE))? {
         say(&format!(
             "waiting up to {} s for {name}: {}",
@@ -48,11 +48,12 @@ pub fn stop(place: &Place, timeout: Option<Duration>, force: bool) -> Result<u8,
             status::what_runs(&state)
         ))?;
         if !has_ended(&runner, patience.saturating_sub(AT_ONCE))? {
-            say(&format!(
-                "still there: {name}: {}; it takes nothing new and ends when that has ended; \
-                 'djangocommand stop --force' cancels it",
-                status::what_runs(&state)
-            ))?;
+            let does = match Status::read(&state, runner.label()) {
+                Some(Status { stopping: true, .. }) => "it takes nothing new and ends when that has ended",
+                _ => "it has not answered yet",
+            };
+            let runs = status::what_runs(&state);
+            say(&format!("still there: {name}: {runs}; {does}; 'djangocommand stop --force' ends both"))?;
             return Ok(1);
         }
     }

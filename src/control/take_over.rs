@@ -12,12 +12,16 @@ use crate::cli::Replace;
 use crate::runner::Wish;
 use crate::shim;
 use crate::state::{self, Occupant, StateDir};
+use crate::status::Status;
 use crate::sys;
 
-/// How long a runner that is ended by force may take: SIGTERM, 5 s, SIGKILL, and the time to report that.
-pub const FORCE_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a runner that is ended by force may take: SIGTERM, 5 s, SIGKILL, 10 s until all is gone, and 10 s
+/// to report that.
+pub const FORCE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a runner may take to hand over; it does so between two requests, or in the midst of one.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(10);
+/// An idle runner has ended by then. If not, it is said what is waited for.
+pub const AT_ONCE: Duration = Duration::from_millis(300);
 /// How long what was killed may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -25,16 +29,15 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// It cannot be ended, or another one was faster.
-pub fn make_way(state: PathBuf, replace: Option<Replace>) -> Result<StateDir, Error> {
+pub fn make_way(state: PathBuf, how: Replace) -> Result<StateDir, Error> {
     let Some(runner) = find_runner(&state)? else { return open(state) };
-    match replace {
-        Some(Replace::Force) => end_by_force(runner, FORCE_PATIENCE),
+    match how {
+        Replace::Force => end_by_force(runner, FORCE_PATIENCE),
         // While the project was loaded another one has replaced it.
-        Some(Replace::Hanging) if hangs_for(&runner).is_none() => {
-            Err(state_error(state::Error::Taken(runner)))
-        }
-        _ => {
-            end(runner, Wish::Leave, HAND_OVER_PATIENCE)?;
+        Replace::Hanging if hangs_for(&runner).is_none() => Err(state_error(state::Error::Taken(runner))),
+        Replace::Hanging | Replace::HandOver => {
+            let patience = hand_over_patience(&runner);
+            end(runner, Wish::Leave, patience)?;
             open(state)
         }
     }
@@ -42,6 +45,15 @@ pub fn make_way(state: PathBuf, replace: Option<Replace>) -> Result<StateDir, Er
 
 pub fn open(state: PathBuf) -> Result<StateDir, Error> {
     StateDir::open(state).map_err(state_error)
+}
+
+/// A runner leaves at once, even inside a request, unless it has to begin something that the service has been told of.
+fn hand_over_patience(runner: &Occupant) -> Duration {
+    let turn = Status::read(runner.path(), runner.label()).map_or(0.0, |status| status.longest_turn);
+    match Duration::try_from_secs_f64(turn) {
+        Ok(turn) if status::something_is_new(runner.path()) => HAND_OVER_PATIENCE.max(turn),
+        _ => HAND_OVER_PATIENCE,
+    }
 }
 
 /// Cancels what runs and ends the runner. The lock is ours then, so that no other runner begins meanwhile.
@@ -60,8 +72,13 @@ pub fn end_by_force(runner: Occupant, patience: Duration) -> Result<StateDir, Er
 /// of its file may be closed.
 fn end(runner: Occupant, wish: Wish, patience: Duration) -> Result<(), Error> {
     ask(&runner, wish)?;
+    if has_ended(&runner, patience.min(AT_ONCE))? {
+        return Ok(());
+    }
+    let name = runner.name();
+    say(&format!("waiting up to {} s for the end of {name}", patience.as_secs()))?;
     if !has_ended(&runner, patience)? {
-        say(&format!("{} does not end: killing it; nothing is lost", runner.name()))?;
+        say(&format!("{name} does not end: killing it; what is on disk is taken over"))?;
         runner.signal(sys::SIGKILL).map_err(|e| cannot_signal(&runner, &e))?;
         if !has_ended(&runner, KILL_PATIENCE)? {
             return Err(Error::Failed(format!("{} does not even end when it is killed", runner.name())));

@@ -38,6 +38,9 @@ pub struct Spec {
     pub version: u32,
     pub id: ExecutionId,
     pub command: String,
+    /// The service that asked for it, and nobody else, is told of it.
+    #[serde(default)]
+    pub server: Option<String>,
     pub task: Task,
 }
 
@@ -425,7 +428,7 @@ mod tests {
 
     fn new_dir(executions: &Path) -> ExecutionDir {
         let id = ExecutionId::try_from("0B8F3A52-3d0e-4b1c-9a77-1f2e3d4c5b6a".to_owned()).unwrap();
-        let spec = Spec { version: FORMAT, id, command: "check".into(), task: rejection() };
+        let spec = Spec { version: FORMAT, id, command: "check".into(), server: None, task: rejection() };
         ExecutionDir::create(executions, &spec).unwrap()
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::{CancelWish, Failure};
 use crate::audit::{Audit, Event};
+use crate::config::Config;
 use crate::delivery::{self, Delivery};
 use crate::execution::segment::Stream;
 use crate::execution::store::{ExecutionDir, Exit, FORMAT, Keeper, Process, Spec, Task};
@@ -83,15 +84,16 @@ pub(super) fn decide(offer: Offer, found: &BTreeSet<String>, loaded: &Loaded) ->
         }
         Err(rejection) => Task::Reject { text: rejection.text(&command), reason: rejection.reason },
     };
-    Spec { version: FORMAT, id, command, task }
+    let server = Some(loaded.config.server.as_str().to_owned());
+    Spec { version: FORMAT, id, command, server, task }
 }
 
 /// The executions that an earlier runner left, each at the stage that its directory shows.
-pub(super) fn adopt(executions: &Path, interval: Duration, retries: u32) -> io::Result<Vec<Active>> {
+pub(super) fn adopt(executions: &Path, config: &Config) -> io::Result<Vec<Active>> {
     ExecutionDir::clean(executions)?;
     let mut adopted = Vec::new();
     for dir in ExecutionDir::list(executions)? {
-        match adopt_one(dir.clone(), Recurring::new(interval, retries, Instant::now())) {
+        match adopt_one(dir.clone(), config) {
             Ok(Some(active)) => {
                 log::info!(
                     "execution {} ({}): taken over from an earlier runner",
@@ -107,13 +109,18 @@ pub(super) fn adopt(executions: &Path, interval: Duration, retries: u32) -> io::
     Ok(adopted)
 }
 
-fn adopt_one(dir: ExecutionDir, announce: Recurring) -> io::Result<Option<Active>> {
+fn adopt_one(dir: ExecutionDir, config: &Config) -> io::Result<Option<Active>> {
     let spec = match dir.spec() {
         // Nothing was ever sent for it, so the service still has it on its list.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return dir.remove().map(|()| None),
         other => other?,
     };
+    if let Some(server) = spec.server.as_ref().filter(|server| *server != config.server.as_str()) {
+        let why = format!("it is for the service at '{server}'; a runner for that one delivers it");
+        return Err(io::Error::other(why));
+    }
     let cursor = dir.cursor()?;
+    let announce = Recurring::new(config.heartbeat_interval, config.max_retries, Instant::now());
     let mut active = Active::new(dir, spec, announce);
     active.announced = cursor.is_some();
     active.unclear = true;

@@ -71,8 +71,8 @@ impl Reload {
         }
     }
 
-    /// A child of this process has ended. Returns whether it was the project's Python, which is reaped then.
-    pub(super) fn owns(&mut self, pid: u32) -> bool {
+    /// A child of this process has ended: reaps it if it was the project's Python, and returns whether it was.
+    pub(super) fn reap(&mut self, pid: u32) -> bool {
         let Some(loading) = self.loading.as_mut().filter(|loading| loading.pid() == Some(pid)) else {
             return false;
         };

@@ -45,6 +45,7 @@ impl Report {
         self.status.server_url = Some(server_url.to_owned());
         // A request may be sent once more, on a fresh connection.
         self.longest_turn = 2 * request_timeout + TURN_SLACK;
+        self.status.longest_turn = self.longest_turn.as_secs_f64();
     }
 
     /// Lock and configuration are there. Whether the service is has nothing to do with it.
@@ -58,7 +59,7 @@ impl Report {
     }
 
     /// The state directory is another runner's now, and so is its `status.json`.
-    pub(super) fn is_replaced(&mut self) {
+    pub(super) fn leave_file_alone(&mut self) {
         self.is_replaced = true;
     }
 
@@ -133,6 +134,8 @@ impl Report {
             self.status.turned = Moment::now();
             if let Err(error) = self.status.write(&self.state) {
                 log::debug!("status.json cannot be written: {error}");
+                // Old words are worse than none: they pass for those of a runner that hangs.
+                Status::remove(&self.state);
             }
             self.written = Some((now, self.status.clone()));
         }

@@ -2,10 +2,11 @@
 //!
 //! | signal | wish |
 //! | --- | --- |
-//! | SIGTERM, SIGINT | let what runs end, report it, exit; a second one later: cancel it |
+//! | SIGQUIT | let what runs end, report it, exit |
+//! | SIGTERM, SIGINT | the same; a second one later: cancel what runs |
 //! | SIGUSR2 | cancel what runs, report it, exit |
 //! | SIGUSR1 | exit now; what runs is the next runner's |
-//! | SIGHUP | load the project again; if its terminal is gone: the same as SIGTERM |
+//! | SIGHUP | load the project again; if its terminal is gone: the same as SIGQUIT |
 
 use std::fs::File;
 use std::io;
@@ -19,6 +20,8 @@ use crate::sys;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
     Stop,
+    /// The same, but whoever says it again is in a hurry.
+    Interrupt,
     Cancel,
     Leave,
     Reload,
@@ -28,7 +31,8 @@ impl Wish {
     /// The signal that tells it to a runner.
     pub fn signal(self) -> i32 {
         match self {
-            Self::Stop => sys::SIGTERM,
+            Self::Stop => sys::SIGQUIT,
+            Self::Interrupt => sys::SIGTERM,
             Self::Cancel => sys::SIGUSR2,
             Self::Leave => sys::SIGUSR1,
             Self::Reload => sys::SIGHUP,
@@ -36,7 +40,10 @@ impl Wish {
     }
 }
 
-const ENDING: [i32; 4] = [sys::SIGTERM, sys::SIGINT, sys::SIGUSR2, sys::SIGUSR1];
+const ENDING: [i32; 5] = [sys::SIGTERM, sys::SIGINT, sys::SIGQUIT, sys::SIGUSR2, sys::SIGUSR1];
+
+/// The terminal of this process, if it has one.
+const TERMINAL: &str = "/dev/tty";
 
 /// The signals of a runner, caught.
 pub struct Wishes {
@@ -56,15 +63,17 @@ impl Wishes {
     /// # Errors
     /// No descriptors are left, or a signal that cannot be caught.
     pub fn catch(exit_code: i32) -> io::Result<Self> {
-        let has_terminal = !sys::is_ignored(sys::SIGHUP) && terminal_is_there();
+        let has_terminal = !sys::is_ignored(sys::SIGHUP) && File::open(TERMINAL).is_ok();
         let (nothing_to_lose, nothing_to_begin) =
             (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
         // Before all other handlers: they run in order.
-        signals::exit_while(&nothing_to_lose, exit_code, &[sys::SIGTERM, sys::SIGINT, sys::SIGUSR2])?;
+        let ending = [sys::SIGTERM, sys::SIGINT, sys::SIGQUIT, sys::SIGUSR2];
+        signals::exit_while(&nothing_to_lose, exit_code, &ending)?;
         signals::exit_while(&nothing_to_begin, exit_code, &[sys::SIGUSR1])?;
         let signals = Signals::catch(&[
             sys::SIGTERM,
             sys::SIGINT,
+            sys::SIGQUIT,
             sys::SIGUSR1,
             sys::SIGUSR2,
             sys::SIGHUP,
@@ -76,15 +85,17 @@ impl Wishes {
     /// The most urgent wish since the last time.
     pub fn take(&self) -> Option<Wish> {
         self.signals.take(sys::SIGCHLD);
-        // All are taken, because a terminal and a wrapper program may each send one for a single Ctrl+C.
-        let [term, int, cancel, leave] = ENDING.map(|signal| self.signals.take(signal));
-        let hangup = self.signals.take(sys::SIGHUP);
-        let terminal_is_gone = hangup && self.has_terminal && !terminal_is_there();
+        // Both, because a terminal and a wrapper program may each send one for a single Ctrl+C.
+        let interrupt = [sys::SIGTERM, sys::SIGINT].map(|signal| self.signals.take(signal));
         match () {
-            () if cancel => Some(Wish::Cancel),
-            () if term || int || terminal_is_gone => Some(Wish::Stop),
-            () if leave => Some(Wish::Leave),
-            () if hangup => Some(Wish::Reload),
+            () if interrupt != [false, false] => Some(Wish::Interrupt),
+            () if self.signals.take(sys::SIGUSR2) => Some(Wish::Cancel),
+            () if self.signals.take(sys::SIGQUIT) => Some(Wish::Stop),
+            () if self.signals.take(sys::SIGUSR1) => Some(Wish::Leave),
+            () if self.signals.take(sys::SIGHUP) => {
+                let is_hangup = self.has_terminal && terminal_is_gone();
+                Some(if is_hangup { Wish::Stop } else { Wish::Reload })
+            }
             () => None,
         }
     }
@@ -113,6 +124,7 @@ impl Wishes {
     }
 }
 
-fn terminal_is_there() -> bool {
-    File::open("/dev/tty").is_ok()
+/// Whatever else may keep it from being opened, a terminal that is closed is none any more.
+fn terminal_is_gone() -> bool {
+    File::open(TERMINAL).is_err_and(|error| sys::is_no_device(&error))
 }

@@ -80,9 +80,9 @@ pub fn running(executions: &Path) -> Vec<Running> {
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
-    let here = identity(executions);
+    let Some(here) = identity(executions) else { return Vec::new() };
     pids.filter_map(|pid| Some(Running { pid, directory: directory_of(pid)? }))
-        .filter(|shim| shim.directory.parent().and_then(identity) == here)
+        .filter(|shim| shim.directory.parent().and_then(identity) == Some(here))
         .collect()
 }
 
