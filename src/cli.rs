@@ -187,8 +187,8 @@ const SUBCOMMANDS: &[Subcommand] = &[
                 \nSIGTERM or Ctrl+C: take nothing new, let what runs end, report it, exit. A second one cancels what \
                 runs.\nSIGHUP: load the project again. SIGUSR1: exit, what runs goes on under the next runner. SIGUSR2: \
                 cancel what\nruns, report it, exit.\n\
-                \nWith --once, exit code 0 says that the service has everything, 1 that something waits for the next \
-                run.\n",
+                \nWith --once, exit code 0 says that all it took is delivered, 1 that something waits for the next \
+                round.\n",
     },
     Subcommand {
         name: "stop",

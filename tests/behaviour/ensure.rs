@@ -114,9 +114,10 @@ fn a_runner_whose_loop_has_not_turned_for_5_minutes_is_replaced_and_what_runs_is
             && lines[0].ends_with(" s: replacing it"),
         "{ended:?}"
     );
-    assert_eq!(lines[1], format!("PID {old} does not end: killing it; nothing is lost"));
+    assert_eq!(lines[1], format!("waiting up to 10 s for the end of PID {old}"));
+    assert_eq!(lines[2], format!("PID {old} does not end: killing it; what is on disk is taken over"));
     assert!(
-        lines[2].starts_with(&format!("started: PID {}, log '", new[0])) && lines.len() == 3,
+        lines[3].starts_with(&format!("started: PID {}, log '", new[0])) && lines.len() == 4,
         "{ended:?}"
     );
     assert_eq!(state.shims(), shims);

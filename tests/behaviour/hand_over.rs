@@ -186,9 +186,12 @@ fn a_runner_that_does_not_answer_is_killed_and_what_it_left_goes_on() {
     old.signal(libc::SIGSTOP);
     let ended = stage.restart(&[]);
     let new = stage.other_than(old.pid());
-    let killing =
-        format!("PID {} does not end: killing it; nothing is lost\nstarted: PID {new}, ", old.pid());
-    assert!(ended.stdout.starts_with(&killing), "{ended:?}");
+    let old = old.pid();
+    let said = format!(
+        "waiting up to 10 s for the end of PID {old}\n\
+         PID {old} does not end: killing it; what is on disk is taken over\nstarted: PID {new}, "
+    );
+    assert!(ended.stdout.starts_with(&said), "{ended:?}");
     stage.project.write("go", "");
     stage.assert_worked(&id, "10", "after a kill");
     stage.assert_stops();
