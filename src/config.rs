@@ -661,6 +661,7 @@ mod tests {
             "DJANGOCOMMAND_HEARTBEAT_INTERVAL": "30",
             "DJANGOCOMMAND_REQUEST_TIMEOUT": -1,
             "DJANGOCOMMAND_MAX_RETRIES": 1.5,
+            "DJANGOCOMMAND_MAX_OUTPUT_BYTES": "1G",
             "DJANGOCOMMAND_ALLOW_HTTP_HOSTS": "localhost",
             "DJANGOCOMMAND_METADATAONLY_COMMANDS": [1],
             "DJANGOCOMMAND_USE_BLOCKLIST": "yes",
@@ -674,6 +675,7 @@ mod tests {
             "DJANGOCOMMAND_HEARTBEAT_INTERVAL is '30' (Django settings), but must be a number of seconds from 5",
             "DJANGOCOMMAND_REQUEST_TIMEOUT is '-1' (Django settings), but must be a number of seconds from 0.1",
             "DJANGOCOMMAND_MAX_RETRIES is '1.5' (Django settings), but must be a whole number",
+            "DJANGOCOMMAND_MAX_OUTPUT_BYTES is '1G' (Django settings), but must be a whole number of bytes",
             "DJANGOCOMMAND_ALLOW_HTTP_HOSTS is 'localhost' (Django settings), but must be a list or tuple",
             "DJANGOCOMMAND_METADATAONLY_COMMANDS is '[1]' (Django settings), but must be a list or tuple",
             "DJANGOCOMMAND_USE_BLOCKLIST is 'yes' (Django settings), but must be True or False",
@@ -684,7 +686,7 @@ mod tests {
             assert!(problems.contains(said), "{said}\nis not in\n{problems}");
         }
         assert!(!problems.contains("wrong-secret"));
-        assert_eq!(problems.lines().count(), 10);
+        assert_eq!(problems.lines().count(), 11);
     }
 
     #[test]
