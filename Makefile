@@ -7,7 +7,7 @@ ASK := -c 'import sys; print(sys.executable)' 2>/dev/null
 PYTHON6 = $(firstword $(foreach v,3.14 3.13 3.12,$(shell python$(v) $(ASK))) \
 	$(wildcard $(foreach v,3.14 3.13 3.12,$(HOME)/.pyenv/versions/$(v).*/bin/python)))
 
-.PHONY: build demo test check venvs clean
+.PHONY: build demo test torture check venvs clean
 
 build:
 	cargo build --release --locked
@@ -19,10 +19,16 @@ demo: $(VENVS)/django/ready
 test: venvs
 	cargo test --locked -- --test-threads=8
 
+# Kills runners and shims where it hurts, and looks what is lost: a minute, or `make torture MINUTES=15 SEED=4711`.
+torture:
+	cargo test --release --locked --quiet --test torture -- \
+		$(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUND),--round $(ROUND))
+
 # What must hold before a change is taken, besides the demo and the tests.
 check:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --test demo --test torture -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
 venvs: $(VENVS)/django/ready $(VENVS)/django42/ready $(VENVS)/django6/ready

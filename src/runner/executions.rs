@@ -210,13 +210,19 @@ impl Active {
             Stage::Running { wish, asked } => {
                 if let Some(exit) = self.dir.exit()? {
                     self.end(&exit);
-                } else if !matches!(self.dir.keeper()?, Keeper::Alive(_)) {
-                    self.end_unwatched_or_late()?;
-                } else if wish > asked {
-                    let signal = if wish == CancelWish::Force { shim::FORCE } else { shim::CANCEL };
-                    if shim::ask(&self.dir, signal)? {
-                        self.stage = Stage::Running { wish, asked: wish };
+                    return Ok(());
+                }
+                match self.dir.keeper()? {
+                    // It was killed before it had the lock; the next runner would say the same.
+                    Keeper::Nobody(_) => self.end_unwatched_or_late(INTERRUPTED_TEXT)?,
+                    Keeper::Dead => self.end_unwatched_or_late(SHIM_DIED_TEXT)?,
+                    Keeper::Alive(_) if wish > asked => {
+                        let signal = if wish == CancelWish::Force { shim::FORCE } else { shim::CANCEL };
+                        if shim::ask(&self.dir, signal)? {
+                            self.stage = Stage::Running { wish, asked: wish };
+                        }
                     }
+                    Keeper::Alive(_) => {}
                 }
                 Ok(())
             }
@@ -225,11 +231,11 @@ impl Active {
     }
 
     /// A shim writes `exit.json` before it lets go of its lock, so it is looked for once more.
-    fn end_unwatched_or_late(&mut self) -> io::Result<()> {
+    fn end_unwatched_or_late(&mut self, text: &str) -> io::Result<()> {
         match self.dir.exit()? {
             Some(exit) => self.end(&exit),
             None => {
-                self.end_unwatched(SHIM_DIED_TEXT)?;
+                self.end_unwatched(text)?;
                 log::error!("execution {}: its shim was killed", self.spec.id);
                 self.stage = Stage::Ended(Outcome::FAILED);
             }

@@ -3,10 +3,12 @@
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tempfile::TempDir;
 
 use crate::support::project::{Project, fake_project};
 use crate::support::runner::{Runner, Running};
@@ -95,6 +97,41 @@ fn a_killed_shim_takes_its_command_along_and_what_it_had_captured_is_delivered()
     stage.assert_died_with_its_shim(&id, &end);
     runner.wait_for_log("its shim was killed", SOON);
     stage.assert_over(&runner);
+}
+
+#[test]
+fn a_shim_that_is_killed_before_its_command_began_is_reported_as_interrupted_and_not_as_the_death_of_a_command()
+ {
+    // The shim, and nothing else, ends before its first own instruction.
+    const DIES: &str = r#"
+        #include <fcntl.h>
+        #include <signal.h>
+        #include <string.h>
+        #include <unistd.h>
+
+        __attribute__((constructor)) static void die(void) {
+            char line[100] = "";
+            read(open("/proc/self/cmdline", O_RDONLY), line, sizeof line - 1);
+            if (!strcmp(line, "djangocommand") && !strcmp(line + strlen(line) + 1, "shim"))
+                kill(getpid(), SIGKILL);
+        }
+    "#;
+    let stage = Stage::new();
+    let library = TempDir::new().unwrap();
+    fs::write(library.path().join("dies.c"), DIES).unwrap();
+    let built = Command::new("cc")
+        .args(["-w", "-shared", "-fPIC", "-o", "dies.so", "dies.c"])
+        .current_dir(library.path())
+        .status();
+    assert!(built.expect("the tests need a C compiler").success());
+    let id = stage.server.enqueue(stage.job("1", "0"));
+    let runner = stage.runner().env("LD_PRELOAD", library.path().join("dies.so")).start();
+    let end = stage.server.completed(&id, LATER);
+    assert_eq!((end.exit_code, end.status.as_str()), (-1, "failed"));
+    let interrupted = "[djangocommand: interrupted before the command began; it was not run]\n".to_owned();
+    assert_eq!(stage.streams(&id), (String::new(), interrupted));
+    stage.assert_over(&runner);
+    assert!(stage.runs().is_empty());
 }
 
 #[test]
