@@ -196,7 +196,7 @@ const SUBCOMMANDS: &[Subcommand] = &[
         options: &[
             PLACE,
             &[
-                valued(None, "timeout", "SECS", "How long to wait for its end: 10 s, with --force 20 s."),
+                valued(None, "timeout", "SECS", "How long to wait for its end: 10 s, with --force 30 s."),
                 flag(
                     None,
                     FORCE,

@@ -79,6 +79,8 @@ pub struct Runner {
     active: Vec<Active>,
     link: Link,
     reload: Reload,
+    /// Another service is to be gone by once this one has everything.
+    waits_for_delivery: bool,
     report: Report,
     heartbeat: Recurring,
     sync: Recurring,
@@ -106,7 +108,8 @@ enum Stop {
     No,
     /// Take nothing new, let what runs end.
     Draining {
-        since: Instant,
+        /// When somebody interrupted it; `None` if it was only told to stop.
+        interrupted: Option<Instant>,
         cancelled: bool,
     },
     /// Nothing runs any more; deliver until then.
@@ -155,6 +158,7 @@ impl Runner {
             active,
             link,
             reload,
+            waits_for_delivery: false,
             report,
             heartbeat: Recurring::new(interval, retries, now),
             sync: Recurring::new(interval, retries, now),
@@ -256,14 +260,18 @@ impl Runner {
                         "stopping when {running} running execution(s) have ended; a second signal cancels them"
                     ),
                 }
-                self.drain();
+                self.drain((wish == Wish::Interrupt).then(Instant::now));
             }
             (Wish::Stop, _) => {}
-            (Wish::Interrupt, Stop::Draining { since, .. }) if since.elapsed() < SAME_SIGNAL => {}
+            (Wish::Interrupt, Stop::Draining { interrupted: None, cancelled }) => {
+                self.stop = Stop::Draining { interrupted: Some(Instant::now()), cancelled: *cancelled };
+            }
+            (Wish::Interrupt, Stop::Draining { interrupted: Some(since), .. })
+                if since.elapsed() < SAME_SIGNAL => {}
             (Wish::Interrupt | Wish::Cancel, Stop::No | Stop::Draining { cancelled: false, .. }) => {
                 log::info!("cancelling {running} execution(s)");
-                self.drain();
-                self.stop = Stop::Draining { since: Instant::now(), cancelled: true };
+                self.drain(None);
+                self.stop = Stop::Draining { interrupted: None, cancelled: true };
                 self.active.iter_mut().for_each(|active| active.want_end(CancelWish::Graceful));
             }
             (Wish::Interrupt | Wish::Cancel, Stop::Delivering { .. }) => {
@@ -274,9 +282,9 @@ impl Runner {
     }
 
     /// Takes nothing new from now on, and lets what runs end.
-    fn drain(&mut self) {
+    fn drain(&mut self, interrupted: Option<Instant>) {
         self.report.stopping();
-        self.stop = Stop::Draining { since: Instant::now(), cancelled: false };
+        self.stop = Stop::Draining { interrupted, cancelled: false };
         self.active.iter_mut().for_each(Active::begin_no_more);
         self.active.retain(|active| !active.is_gone());
     }
@@ -313,6 +321,10 @@ impl Runner {
     /// Loads the project again when that is due, and goes by what came of it.
     fn tend_reload(&mut self) {
         let now = Instant::now();
+        if self.waits_for_delivery && self.active.is_empty() {
+            self.waits_for_delivery = false;
+            self.reload.hurry(now);
+        }
         if matches!(self.stop, Stop::No) {
             match self.reload.begin(now) {
                 Ok(true) => self.report.reloading(),
@@ -335,11 +347,13 @@ impl Runner {
     fn go_by(&mut self, mut loaded: Loaded, now: Instant) {
         if loaded.config.server != self.loaded.config.server && !self.active.is_empty() {
             let why = "the service is another one, and what this one has asked for is not delivered yet";
+            self.waits_for_delivery = true;
             self.reload.fails(why, now);
             return self.report.reloaded(Some(why.to_owned()));
         }
+        self.waits_for_delivery = false;
         loaded.lines.say_news(&self.loaded.lines);
-        self.reload.watch(std::mem::take(&mut loaded.watch));
+        self.reload.taken(std::mem::take(&mut loaded.watch));
         let (interval, retries) = (loaded.config.heartbeat_interval, loaded.config.max_retries);
         self.reload.set_pace(interval, loaded.facts.debug);
         let is_same_account = loaded.config.server == self.loaded.config.server
@@ -384,7 +398,7 @@ impl Runner {
             if self.round == Round::Failed {
                 log::error!("this round could not be finished: what waits is left to the next one");
             }
-            self.drain();
+            self.drain(None);
         }
     }
 

@@ -43,19 +43,8 @@ impl StateDir {
     /// # Errors
     /// Another runner holds the lock, or the directory cannot be trusted or used.
     pub fn open(path: PathBuf) -> Result<Self, Error> {
-        prepare(&path)?;
-        let unusable = |e: io::Error| unusable("lock", &path, &e);
-        let lock = loop {
-            let file = open_lock(&path).map_err(unusable)?;
-            if sys::lock_record(&file).map_err(unusable)? {
-                break file;
-            }
-            // It may have been let go of in between.
-            if let Some(pid) = sys::record_lock_holder(&file).map_err(unusable)? {
-                return Err(Error::Taken(Occupant::new(pid, path, file)));
-            }
-        };
-        label(&lock).map_err(unusable)?;
+        let lock = take_lock(&path)?;
+        label(&lock).map_err(|e| unusable("lock", &path, &e))?;
         Ok(Self { path, lock })
     }
 
@@ -82,12 +71,18 @@ impl StateDir {
             found => Some(found.map(identity).map_err(look_at)?),
         };
         if there != Some(ours) {
-            let old = mem::replace(self, Self::open(self.path.clone())?);
-            if self.lock.metadata().is_ok_and(|meta| identity(meta) == ours) {
+            let new = take_lock(&self.path)?;
+            if new.metadata().is_ok_and(|meta| identity(meta) == ours) {
                 // It had only been moved aside for an instant, and it is the same file: see above.
-                mem::forget(old);
+                mem::forget(new);
                 return Ok(false);
             }
+            let old = mem::replace(&mut self.lock, new);
+            if old.metadata().is_ok_and(|meta| meta.nlink() > 0) {
+                // It still has a name, by which it may be put back: then it must not be without its lock.
+                mem::forget(old);
+            }
+            label(&self.lock).map_err(|e| unusable("lock", &self.path, &e))?;
             return Ok(true);
         }
         let is_whole = self.executions().is_dir();
@@ -113,6 +108,22 @@ fn unusable(what: &str, path: &Path, error: &io::Error) -> Error {
         "cannot {what} the state directory '{}': {error}; name another one with --state-dir",
         path.display()
     ))
+}
+
+/// Makes the directory if it is missing, checks it, and takes the lock of the file that is there now.
+fn take_lock(path: &Path) -> Result<File, Error> {
+    prepare(path)?;
+    let unusable = |e: io::Error| unusable("lock", path, &e);
+    loop {
+        let file = open_lock(path).map_err(unusable)?;
+        if sys::lock_record(&file).map_err(unusable)? {
+            return Ok(file);
+        }
+        // It may have been let go of in between.
+        if let Some(pid) = sys::record_lock_holder(&file).map_err(unusable)? {
+            return Err(Error::Taken(Occupant::new(pid, path.to_owned(), file)));
+        }
+    }
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {

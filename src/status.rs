@@ -128,6 +128,12 @@ impl Status {
         self.turned.age()
     }
 
+    /// How long a turn may take, by its own words; never longer than a clock can count.
+    pub fn longest_turn(&self) -> Duration {
+        const MAX: Duration = Duration::from_secs(86_400);
+        Duration::try_from_secs_f64(self.longest_turn).unwrap_or_default().min(MAX)
+    }
+
     /// Removes the file.
     pub fn remove(state: &Path) {
         let _ = fs::remove_file(state.join(NAME));

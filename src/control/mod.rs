@@ -53,8 +53,7 @@ const HANGS_AFTER: Duration = Duration::from_secs(300);
 fn hangs_for(runner: &Occupant) -> Option<Duration> {
     // One that has not said anything yet has just begun.
     let status = Status::read(runner.path(), runner.label())?;
-    let longest_turn = Duration::try_from_secs_f64(status.longest_turn).unwrap_or_default();
-    Some(status.still_for()).filter(|still_for| *still_for >= HANGS_AFTER.max(2 * longest_turn))
+    Some(status.still_for()).filter(|still_for| *still_for >= HANGS_AFTER.max(2 * status.longest_turn()))
 }
 
 /// Looks every few milliseconds whether something has come true, at most for `limit`.

@@ -49,9 +49,8 @@ pub fn open(state: PathBuf) -> Result<StateDir, Error> {
 
 /// A runner leaves at once, even inside a request, unless it has to begin something that the service has been told of.
 fn hand_over_patience(runner: &Occupant) -> Duration {
-    let turn = Status::read(runner.path(), runner.label()).map_or(0.0, |status| status.longest_turn);
-    match Duration::try_from_secs_f64(turn) {
-        Ok(turn) if status::something_is_new(runner.path()) => HAND_OVER_PATIENCE.max(turn),
+    match Status::read(runner.path(), runner.label()) {
+        Some(says) if status::something_is_new(runner.path()) => HAND_OVER_PATIENCE.max(says.longest_turn()),
         _ => HAND_OVER_PATIENCE,
     }
 }

@@ -99,6 +99,7 @@ impl Runner {
 
     fn takes_more(&self) -> bool {
         matches!(self.stop, Stop::No)
+            && !self.waits_for_delivery
             && !self.link.is_suspended()
             && self.occupied(Instant::now()) < CONCURRENT_MAX
             && self.active.len() < UNREPORTED_MAX

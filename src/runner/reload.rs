@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::load::{self, Loaded, Loader, Loading};
 use crate::log::{self, Level};
+use crate::project::probe::PRINTED;
 use crate::project::watch::{Look, Watch};
 
 use crate::timer::Backoff;
@@ -115,11 +116,7 @@ impl Reload {
         let result = self.loading.as_mut()?.poll()?;
         self.loading = None;
         Some(match result {
-            Ok(loaded) => {
-                self.retry.succeeded();
-                self.broken = None;
-                Ok(loaded)
-            }
+            Ok(loaded) => Ok(loaded),
             Err(load::Error::Configuration(why) | load::Error::Failed(why)) => {
                 self.fails(&why, now);
                 Err(why)
@@ -129,22 +126,32 @@ impl Reload {
 
     /// It is said once, however often it is tried.
     pub(super) fn fails(&mut self, why: &str, now: Instant) {
-        if self.broken.as_deref() == Some(why) {
+        // Without what Python printed: that quotes the files as they are by then.
+        let cause = why.split(PRINTED).next().unwrap_or_default();
+        if self.broken.as_deref() == Some(cause) {
             log::debug!("the project is still broken: {why}");
         } else {
             let text =
                 format!("the project cannot be loaded again, what was loaded before stays in force: {why}");
             log::record_lines(Level::Error, &text);
         }
-        self.broken = Some(why.to_owned());
+        self.broken = Some(cause.to_owned());
         let wait = self.retry.failed(now, None);
         self.look_due = now + wait.min(self.interval);
         // What is there now is broken: only another change, or time, makes it worth another attempt.
         self.watch.accept();
     }
 
-    /// The files to look at from now on.
-    pub(super) fn watch(&mut self, watch: Watch) {
+    /// What was in the way is gone. Where changed files are a reason, it is tried again at once.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        self.retry.succeeded();
+        self.look_due = now;
+    }
+
+    /// The runner goes by what was loaded: from now on these are the files to look at.
+    pub(super) fn taken(&mut self, watch: Watch) {
+        self.retry.succeeded();
+        self.broken = None;
         self.watch = watch;
     }
 }

@@ -1,6 +1,7 @@
 //! Bad moments: many at once, killed half way, odd paths, a state directory that is removed, a clock that is set.
 
 use std::fs::{self, Permissions};
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -231,7 +232,7 @@ fn a_runner_whose_state_directory_is_removed_says_so_once_makes_it_anew_and_goes
     let stage = Stage::new();
     let runner = stage.runner("start").start();
     stage.knows_its_own_words(runner.pid());
-    fs::remove_dir_all(stage.state.path()).unwrap();
+    remove_all(stage.state.path());
     runner.wait_for_log("was removed: it is made anew", WITHIN);
     stage.knows_its_own_words(runner.pid());
     let id = stage.server.enqueue(Job::new("slow").args("3 0.1"));
@@ -239,7 +240,7 @@ fn a_runner_whose_state_directory_is_removed_says_so_once_makes_it_anew_and_goes
     // The same while something runs: what was written of that is lost, and the next one is as good as before.
     let lost = stage.server.enqueue(Job::new("slow").args("10 0.1"));
     shows(&stage.server, &lost, "line 1\n");
-    fs::remove_dir_all(stage.state.path()).unwrap();
+    remove_all(stage.state.path());
     runner.wait_for_log(&format!("execution {lost}: its directory is gone"), WITHIN);
     let id = stage.server.enqueue(Job::new("echo"));
     assert_eq!(stage.server.completed(&id, WITHIN).status, "success");
@@ -249,6 +250,39 @@ fn a_runner_whose_state_directory_is_removed_says_so_once_makes_it_anew_and_goes
     assert_eq!(runner.wait_exit(WITHIN).code(), Some(0));
     // The shim of what was lost ends with its command.
     eventually("the end of all", || stage.state.processes().is_empty());
+}
+
+#[test]
+fn a_lock_file_that_is_moved_aside_and_back_never_loses_its_lock() {
+    let stage = Stage::new();
+    let runner = stage.runner("start").start();
+    stage.knows_its_own_words(runner.pid());
+    let [lock, aside] = ["runner.lock", "aside"].map(|name| stage.state.path().join(name));
+    let is_running = || {
+        let (code, report) = status(&stage.project, &stage.state);
+        assert_eq!((code, &report["pid"]), (Some(0), &runner.pid().into()), "{report:#}");
+    };
+    for round in 0..300 {
+        fs::rename(&lock, &aside).unwrap();
+        // It looks at instants of all kinds: any signal wakes it.
+        runner.signal(libc::SIGCHLD);
+        if round % 20 == 0 {
+            // A runner that finds it gone cannot know that it comes back.
+            eventually("another lock file", || lock.exists());
+            is_running();
+        }
+        fs::rename(&aside, &lock).unwrap();
+        if round % 20 < 2 {
+            is_running();
+        }
+    }
+    is_running();
+    let second = stage.runner("start").arg("-d").run_to_end(WITHIN);
+    assert_eq!(second.code(), Some(1), "{second:?}");
+    assert!(second.stderr.contains(&format!("already running (PID {})", runner.pid())), "{second:?}");
+    stage.knows_its_own_words(runner.pid());
+    stage.assert_works_and_stops();
+    assert_eq!(runner.wait_exit(WITHIN).code(), Some(0));
 }
 
 #[test]
@@ -262,7 +296,7 @@ fn the_status_is_there_again_as_soon_as_the_state_directory_is() {
         });
     };
     knows(WITHIN);
-    fs::remove_dir_all(stage.state.path()).unwrap();
+    remove_all(stage.state.path());
     // It has nothing to do before the next heartbeat, in half a minute; any signal wakes it.
     runner.signal(libc::SIGCHLD);
     runner.wait_for_log("it is made anew", WITHIN);
@@ -278,7 +312,7 @@ fn a_runner_that_finds_another_in_its_place_ends_and_leaves_it_alone() {
     old.signal(libc::SIGSTOP);
     // It writes down when the service has last answered, at most each 5 s: the next time would be when it wakes up.
     pause(Duration::from_secs(5));
-    fs::remove_dir_all(stage.state.path()).unwrap();
+    remove_all(stage.state.path());
     let started = stage.runner("start").arg("-d").run_to_end(WITHIN);
     assert_eq!(started.code(), Some(0), "{started:?}");
     let new = u32::try_from(status(&stage.project, &stage.state).1["pid"].as_u64().unwrap()).unwrap();
@@ -571,5 +605,16 @@ impl Random {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0 % limit
+    }
+}
+
+/// Removes a directory into which a runner may be writing meanwhile.
+fn remove_all(path: &Path) {
+    let deadline = Instant::now() + WITHIN;
+    while let Err(error) = fs::remove_dir_all(path) {
+        if error.kind() == io::ErrorKind::NotFound {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{error}");
     }
 }

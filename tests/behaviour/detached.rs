@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -81,6 +82,32 @@ fn the_runner_has_nothing_of_its_caller_but_the_working_directory() {
     assert_eq!(fs::read_link(proc.join("cwd")).unwrap(), fs::canonicalize(project.dir()).unwrap());
     assert_eq!(fs::read_to_string(proc.join("comm")).unwrap(), "djangocommand\n");
     assert!(command_line(pid).starts_with("djangocommand start "), "{}", command_line(pid));
+}
+
+#[test]
+fn the_supervisor_of_its_caller_is_not_its_own() {
+    let (server, project, state) = (Server::start(), fake_project(), StateDir::new());
+    let socket = UnixDatagram::bind(project.dir().join("notify")).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let started = detach(&project, &state)
+        .server(&server)
+        .env("NOTIFY_SOCKET", project.dir().join("notify"))
+        .env("WATCHDOG_USEC", "2000000")
+        .env("WATCHDOG_PID", "1")
+        .run_to_end(WITHIN);
+    let pid = started.detached_pid();
+    let environment = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+    let has = |name: &str| environment.split('\0').any(|variable| variable.split('=').next() == Some(name));
+    assert!(has("DJANGOCOMMAND_API_KEY"), "this is the environment that it began with");
+    for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+        assert!(!has(name), "{name}");
+    }
+    let id = server.enqueue(Job::new("echo"));
+    assert_eq!(server.completed(&id, WITHIN).exit_code, 0);
+    assert!(sys::kill(pid, libc::SIGTERM));
+    eventually("the end of the runner", || state.processes().is_empty());
+    let told = socket.recv(&mut [0; 1000]);
+    assert_eq!(told.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 }
 
 #[test]

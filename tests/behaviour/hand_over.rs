@@ -115,6 +115,90 @@ fn what_the_service_was_not_told_of_is_given_back_and_what_it_was_is_begun() {
 }
 
 #[test]
+fn while_the_service_takes_long_to_answer_a_start_it_is_waited_for() {
+    let stage = Stage::new();
+    stage.project.write("go", "");
+    let id = stage.server.enqueue(Job::new("work").args("a 3"));
+    // Longer than it usually has for handing over, shorter than a request may take.
+    stage.server.next(Endpoint::Start, Fault::Delay(Duration::from_secs(12)));
+    let old = stage.runner("start").start();
+    stage.server.wait_for("a start", WITHIN, |state| state.of(Endpoint::Start).next().map(|_| ()));
+    let ended = stage.restart(&[]);
+    assert!(!ended.stdout.contains("killing"), "{ended:?}");
+    assert_eq!(old.wait_exit(WITHIN).code(), Some(0));
+    stage.assert_worked(&id, "3", "begun once");
+    assert_eq!(stage.pids("a").len(), 1);
+    stage.assert_stops();
+}
+
+#[test]
+fn what_another_service_has_asked_for_is_left_alone_until_a_runner_for_that_one_comes() {
+    let (stage, other) = (Stage::new(), Server::start());
+    let (id, old) = stage.working("10");
+    let dir = &stage.state.executions()[0];
+    let spec: Value = serde_json::from_slice(&fs::read(dir.join("spec.json")).unwrap()).unwrap();
+    assert_eq!(spec["server"], stage.server.url());
+    old.kill();
+    let stranger =
+        Runner::in_project(&stage.project).state_dir(&stage.state).server(&other).arg("--no-reload").start();
+    let line = stranger.wait_for_log("is left alone", WITHIN);
+    assert!(line.contains(dir.to_str().unwrap()) && line.contains(&stage.server.url()), "{line}");
+    stage.project.write("go", "");
+    eventually("the command's end", || dir.join("exit.json").exists());
+    let echo = other.enqueue(Job::new("echo"));
+    assert_eq!(other.completed(&echo, WITHIN).status, "success");
+    assert_eq!(stage.runner("stop").run_to_end(WITHIN).code(), Some(0));
+    other.state(|state| {
+        assert!(!state.requests.iter().any(|request| request.path.contains(&id)), "{}", state.log());
+    });
+    stage.server.state(|state| assert!(state.execution(&id).completed.is_none()));
+    let _next = stage.runner("start").start();
+    stage.assert_worked(&id, "10", "by its own service's runner");
+    assert_eq!(stage.pids("a").len(), 1);
+    stage.assert_stops();
+}
+
+#[test]
+fn whatever_becomes_of_who_asked_for_it_there_is_a_new_runner_afterwards() {
+    let begin = |(is_forced, signal): (bool, i32)| {
+        let stage = Stage::new();
+        let id = stage.server.enqueue(Job::new("ignore_term").no_timeout());
+        let old = stage.runner("start").start();
+        stage.server.wait_for("the command", WITHIN, |state| {
+            (state.execution(&id).stdout() == "ready\n").then_some(())
+        });
+        let asked = if is_forced {
+            // For 5 s the command does not end. Nobody reads what is said from now on.
+            let asked = stage.runner("restart").args(["-d", "--force"]).start();
+            asked.wait_for_log("cancelling: 1 still running", WITHIN);
+            asked
+        } else {
+            old.signal(libc::SIGSTOP);
+            let asked = stage.runner("restart").arg("-d").start();
+            asked.wait_for_log("waiting up to 10 s for the end of", WITHIN);
+            asked
+        };
+        asked.signal(signal);
+        asked.wait_exit(WITHIN);
+        if !is_forced {
+            old.signal(libc::SIGCONT);
+        }
+        (stage, id, old, is_forced)
+    };
+    let ways = [libc::SIGKILL, libc::SIGHUP].map(|signal| [(false, signal), (true, signal)]);
+    // The ones that take time do so together.
+    for (stage, id, old, is_forced) in ways.concat().into_iter().map(begin).collect::<Vec<_>>() {
+        assert_eq!(old.wait_exit(WITHIN).code(), Some(0));
+        let new = stage.other_than(old.pid());
+        wait_for_status(&stage.project, &stage.state, "a runner that works", WITHIN, |report| {
+            (report["key"] == "accepted" && report["pid"] == new).then_some(())
+        });
+        let end = stage.server.state(|state| state.execution(&id).completed.clone());
+        assert_eq!(end.map(|end| end.status), is_forced.then(|| "cancelled".to_owned()));
+    }
+}
+
+#[test]
 fn with_a_broken_project_or_configuration_it_fails_as_start_does_and_the_old_runner_goes_on() {
     let stage = Stage::new();
     let (id, old) = stage.working("10");

@@ -37,6 +37,14 @@ if sys.argv[1:] == ['djangocommand', 'start']:
         open(os.path.join(BASE_DIR, 'loading'), 'w').close()
         time.sleep(SECONDS)
 ";
+/// `patient PATH` prints a line, waits until there is such a file, and prints another one.
+const PATIENT: &str = "
+def patient(path):
+    print(os.getpid(), flush=True)
+    while not os.path.exists(path):
+        time.sleep(0.1)
+    print(os.getpid())
+";
 /// Starts what follows on a terminal of its own, which is gone when this program is. Standard error stays as it is.
 const ON_A_TERMINAL: &str = "
 import os, pty, signal, sys
@@ -192,6 +200,78 @@ fn a_new_key_and_a_new_server_are_used_after_a_reload() {
 }
 
 #[test]
+fn another_service_waits_until_this_one_has_all_that_it_has_asked_for() {
+    let (old, new, project) = (Server::start(), Server::start(), fake_project_with_settings("DEBUG = True"));
+    project.settings(&at_server(&old, KEY));
+    let go_on = project.dir().join("go_on");
+    append(&project.dir().join("commands.py"), PATIENT);
+    let id = old.enqueue(Job::new("patient").args(go_on.to_str().unwrap()));
+    let runner = Runner::in_project(&project).start();
+    old.wait_for("its first line", WITHIN, |state| (state.execution(&id).stdout() != "").then_some(()));
+
+    project.settings(&at_server(&new, KEY));
+    let why = "the service is another one, and what this one has asked for is not delivered yet";
+    // So often that by time alone it would not be tried again within a minute.
+    for _ in 0..5 {
+        let ended = reload(&project, &runner);
+        assert_eq!((ended.code(), &*ended.stdout), (Some(1), ""), "{ended:?}");
+        assert!(ended.stderr.contains(why), "{ended:?}");
+    }
+    let (code, report) = status(&project, runner.state_dir());
+    assert_eq!((code, &report["server_url"]), (Some(0), &old.url().into()));
+    assert!(report["reload_error"].as_str().unwrap().contains(why), "{report:#}");
+
+    File::create(go_on).unwrap();
+    assert_eq!(old.completed(&id, WITHIN).status, "success");
+    old.state(|state| assert_eq!(state.execution(&id).stdout().lines().count(), 2));
+    // By itself, because it looks at the files.
+    wait_for_status(&project, runner.state_dir(), "the new service", A_FEW_SECONDS, |report| {
+        (report["server_url"] == new.url() && report["reload_error"].is_null()).then_some(())
+    });
+    let next = new.enqueue(Job::new("echo"));
+    assert_eq!(new.completed(&next, WITHIN).status, "success");
+    new.state(|state| {
+        let is_old = |text: &str| text.contains(&id);
+        assert!(!state.requests.iter().any(|request| is_old(&request.path)), "{}", state.log());
+    });
+    assert_eq!(runner.log().matches(why).count(), 1, "{}", runner.log());
+}
+
+#[test]
+fn a_project_in_another_ones_directory_is_never_taken_for_that_one_while_it_is_away() {
+    let (server, outer) = (Server::start(), fake_project());
+    let inner = release(&outer, "inner");
+    append(&inner.join("commands.py"), "def of_inner():\n    print(os.getcwd())");
+    let runner = Runner::in_project(&outer).server(&server).args(["--no-reload", "-C"]).arg(&inner).start();
+    wait_until_known(&server, "of_inner", WITHIN);
+    let aside = outer.dir().join("aside");
+    fs::rename(&inner, &aside).unwrap();
+    for is_empty in [false, true] {
+        let said = if is_empty {
+            fs::create_dir(&inner).unwrap();
+            format!("the project in '{}' is not there", inner.display())
+        } else {
+            format!("cannot use the directory '{}': No such file", inner.display())
+        };
+        let ended = reload(&outer, &runner);
+        assert_eq!(ended.code(), Some(1), "{ended:?}");
+        assert!(ended.stderr.contains(&said), "{ended:?}");
+        let (code, report) = status(&outer, runner.state_dir());
+        assert_eq!((code, &report["project"]), (Some(0), &inner.to_str().unwrap().into()), "{report:#}");
+        assert!(report["reload_error"].as_str().unwrap().contains(&said), "{report:#}");
+    }
+    fs::remove_dir(&inner).unwrap();
+    fs::rename(&aside, &inner).unwrap();
+    let ended = reload(&outer, &runner);
+    assert_eq!((ended.code(), &*ended.stdout), (Some(0), "reloaded\n"), "{ended:?}");
+    let id = server.enqueue(Job::new("of_inner"));
+    assert_eq!(server.completed(&id, WITHIN).status, "success");
+    let ran = fs::canonicalize(inner).unwrap();
+    server.state(|state| assert_eq!(state.execution(&id).stdout(), format!("{}\n", ran.display())));
+    assert!(is_known(&server, "of_inner"));
+}
+
+#[test]
 fn many_sighups_are_one_reload_or_two_and_the_last_state_of_the_files_is_in_force() {
     let (server, project) =
         (Server::start(), fake_project_with_settings(&SLOW_AGAIN.replace("SECONDS", "1")));
@@ -239,6 +319,32 @@ fn reload_of_a_runner_that_is_stopping_says_so_at_once() {
     assert_eq!(ended.code(), Some(1), "{ended:?}");
     assert!(ended.stderr.contains("it is stopping"), "{ended:?}");
     assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+}
+
+#[test]
+fn a_reload_and_a_stop_that_come_together_are_both_heard() {
+    let (server, project) = (Server::start(), fake_project());
+    let go_on = project.dir().join("go_on");
+    append(&project.dir().join("commands.py"), PATIENT);
+    let id = server.enqueue(Job::new("patient").args(go_on.to_str().unwrap()));
+    let runner = Runner::in_project(&project).server(&server).arg("--no-reload").start();
+    server.wait_for("its first line", WITHIN, |state| (state.execution(&id).stdout() != "").then_some(()));
+    let asked = |name| Runner::in_project(&project).subcommand(name).state_dir(runner.state_dir());
+    runner.signal(libc::SIGSTOP);
+    let reload = asked("reload").start();
+    eventually("the one signal", || is_pending(runner.pid(), libc::SIGHUP));
+    let stop = asked("stop").args(["--timeout", "60"]).start();
+    eventually("the other signal", || is_pending(runner.pid(), libc::SIGQUIT));
+    runner.signal(libc::SIGCONT);
+    let told = Instant::now();
+    assert_eq!(reload.wait_exit(WITHIN).code(), Some(1));
+    assert!(told.elapsed() < Duration::from_secs(10), "{:?}", told.elapsed());
+    reload.wait_for_log("it is stopping", WITHIN);
+    runner.wait_for_log("stopping when 1 running", WITHIN);
+    assert!(!runner.log().contains(LOADED), "{}", runner.log());
+    File::create(go_on).unwrap();
+    assert_eq!(server.completed(&id, WITHIN).status, "success");
+    assert_eq!((stop.wait_exit(WITHIN).code(), runner.wait_exit(WITHIN).code()), (Some(0), Some(0)));
 }
 
 #[test]
@@ -447,6 +553,13 @@ fn wait_until_known(server: &Server, name: &str, within: Duration) {
     server.wait_for(&format!("the command {name}"), within, |state| {
         help(state.commands.as_ref()?, name).map(|_| ())
     });
+}
+
+/// Whether a signal waits for a process that is held up.
+fn is_pending(pid: u32, signal: i32) -> bool {
+    let lines = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let mask = lines.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() & (1 << (signal - 1)) != 0
 }
 
 /// For what only the file system or the process table can tell: there is no event to wait for.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::support::project::{Project, fake_project, fake_project_with_settings, system_python};
 use crate::support::runner::{BINARY, Ended, Runner, status, wait_for_status};
 use crate::support::server::{Endpoint, Fault, Job, KEY, Server};
-use crate::support::state_dir::StateDir;
+use crate::support::state_dir::{MARK, StateDir};
 use crate::support::sys;
 
 /// For anything that starts interpreters, on a machine that is busy with other tests.
@@ -182,6 +182,56 @@ fn shows_no_controls(project: &Project, state: &StateDir) {
 }
 
 #[test]
+fn whatever_numbers_stand_in_its_files_it_answers_as_ever() {
+    let (server, project, state) = (Server::start(), fake_project(), StateDir::new());
+    let id = server.enqueue(Job::new("prompt"));
+    let runner = Runner::in_project(&project).server(&server).state_dir(&state).start();
+    server.wait_for("the prompt", WITHIN, |state| (state.execution(&id).stdout() != "").then_some(()));
+    wait_for_status(&project, &state, "the service", WITHIN, |report| {
+        report["last_contact_seconds"].is_number().then_some(())
+    });
+    runner.signal(libc::SIGSTOP);
+    let path = state.path().join("status.json");
+    let mut says: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    says["delivered"] = json!({ &*id: 0 });
+    says["outage"] = json!({"since": says["started"], "cause": "none"});
+    let answers = |what: &str| {
+        for args in [&["status"][..], &["status", "--json"], &["ensure"]] {
+            let ended = told(args, &project, &state);
+            assert!(ended.status.success() && ended.stderr.is_empty(), "{args:?} with {what}: {ended:?}");
+        }
+    };
+    let of_delivered = format!("/delivered/{id}");
+    let fields = [
+        "/started/unix",
+        "/started/monotonic",
+        "/turned/unix",
+        "/contact/unix",
+        "/contact/monotonic",
+        "/outage/since/monotonic",
+        "/longest_turn",
+        "/reloads",
+        &of_delivered,
+    ];
+    let absurd = ["1e300", "-1e300", "1e19", "-1e9", "null", "\"NaN\"", "NaN", "18446744073709551615"];
+    for number in absurd {
+        for field in fields {
+            let mut says = says.clone();
+            *says.pointer_mut(field).unwrap() = json!("@");
+            fs::write(&path, says.to_string().replace("\"@\"", number)).unwrap();
+            answers(&format!("{field} {number}"));
+        }
+    }
+    fs::write(&path, says.to_string()).unwrap();
+    for number in absurd {
+        let line = format!("{{\"stream\":\"stdout\",\"timestamp\":{number},\"content\":\"x\\n\"}}\n");
+        fs::write(state.executions()[0].join("output"), line).unwrap();
+        answers(&format!("output at {number}"));
+    }
+    assert_eq!(status(&project, &state).1["pid"], runner.pid());
+}
+
+#[test]
 fn a_runner_that_is_still_loading_the_project_is_said_to() {
     let project = fake_project_with_settings("import time\ntime.sleep(60)");
     let state = StateDir::new();
@@ -333,6 +383,13 @@ fn quick(project: &Project, state: &StateDir) -> Output {
     let mut command = Command::new(BINARY);
     command.arg("status").arg("-C").arg(project.dir()).arg("--state-dir").arg(state.path());
     command.env_clear().stdin(Stdio::null()).process_group(0).output().unwrap()
+}
+
+/// Any subcommand, in the same way.
+fn told(args: &[&str], project: &Project, state: &StateDir) -> Output {
+    let mut command = Command::new(BINARY);
+    command.args(args).arg("-C").arg(project.dir()).arg("--state-dir").arg(state.path());
+    command.env_clear().env(MARK, state.path()).stdin(Stdio::null()).output().unwrap()
 }
 
 fn first_word(text: &str) -> &str {

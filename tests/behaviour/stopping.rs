@@ -194,6 +194,46 @@ fn force_ends_what_a_killed_runner_left_running_and_the_next_one_reports_it() {
 }
 
 #[test]
+fn whoever_else_asks_meanwhile_does_not_keep_force_from_ending_what_was_left() {
+    let stage = Stage::new();
+    let (id, runner) = stage.running("ignore_term");
+    runner.kill();
+    let forced = stage.runner("stop").arg("--force").start();
+    wait_for_status(&stage.project, &stage.state, "the lock", WITHIN, |report| {
+        (report["pid"] == forced.pid()).then_some(())
+    });
+    let gentle = stop(&stage.project, &stage.state, &["--timeout", "30"]);
+    assert_eq!(gentle.code(), Some(0), "{gentle:?}");
+    assert!(gentle.stdout.starts_with(&format!("waiting up to 30 s for PID {}", forced.pid())), "{gentle:?}");
+    assert_eq!(forced.wait_exit(WITHIN).code(), Some(0), "{}", forced.log());
+    forced.wait_for_log("ended 1 process(es) that were left", WITHIN);
+    assert_eq!(stage.state.processes(), [0; 0]);
+    let _next = stage.runner("start").start();
+    stage.assert_cancelled(&id, -9);
+}
+
+#[test]
+fn however_often_it_is_said_nothing_is_cancelled_until_somebody_interrupts_it() {
+    let stage = Stage::new();
+    let (id, runner) = stage.running("on_term");
+    for _ in 0..2 {
+        assert_eq!(stop(&stage.project, &stage.state, &["--timeout", "1"]).code(), Some(1));
+    }
+    // A supervisor that stops it after that has said so once.
+    for signal in [libc::SIGQUIT, libc::SIGQUIT, libc::SIGTERM] {
+        runner.signal(signal);
+        // What comes within a fifth of a second might pass for the same signal.
+        assert_eq!(stop(&stage.project, &stage.state, &["--timeout", "0.4"]).code(), Some(1));
+    }
+    assert!(!runner.log().contains("cancelling"), "{}", runner.log());
+    stage.server.state(|state| assert_eq!(state.execution(&id).stdout(), "ready\n"));
+    // The second one: who sends this is in a hurry.
+    runner.signal(libc::SIGTERM);
+    stage.assert_cancelled(&id, 3);
+    assert_eq!(runner.wait_exit(WITHIN).code(), Some(0));
+}
+
+#[test]
 fn whatever_stands_in_the_lock_file_nobody_is_signalled_and_a_runner_can_start() {
     let stage = Stage::new();
     let mut innocent = Innocent(Command::new("sleep").arg("60").spawn().unwrap());
@@ -220,12 +260,12 @@ fn whatever_stands_in_the_lock_file_nobody_is_signalled_and_a_runner_can_start()
 }
 
 #[test]
-fn with_a_directory_in_place_of_the_lock_file_nothing_can_be_told_and_start_names_it() {
+fn with_a_directory_in_place_of_the_lock_file_nothing_can_be_told_or_started_and_that_is_said() {
     let stage = Stage::new();
     fs::create_dir(stage.state.path().join("runner.lock")).unwrap();
-    for (subcommand, code) in [("status", 4), ("stop", 1)] {
-        let ended = stage.runner(subcommand).run_to_end(WITHIN);
-        assert_eq!(ended.code(), Some(code), "{ended:?}");
+    for (name, code) in [("status", 4), ("stop", 1)] {
+        let ended = stage.runner(name).run_to_end(WITHIN);
+        assert_eq!((ended.code(), &*ended.stdout), (Some(code), ""), "{ended:?}");
         assert!(ended.stderr.contains("its lock is no file"), "{ended:?}");
     }
     for args in [&[][..], &["-d"]] {
