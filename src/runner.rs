@@ -184,7 +184,9 @@ impl Runner {
     pub fn run(mut self) -> End {
         loop {
             self.reap();
-            self.take_wishes();
+            while let Some(wish) = self.wishes.take() {
+                self.obey(wish);
+            }
             self.keep_state_dir();
             self.tend_executions();
             self.tend_reload();
@@ -238,8 +240,7 @@ impl Runner {
         }
     }
 
-    fn take_wishes(&mut self) {
-        let Some(wish) = self.wishes.take() else { return };
+    fn obey(&mut self, wish: Wish) {
         let running = self.running();
         match (wish, &self.stop) {
             (Wish::Reload, Stop::No) => self.reload.ask(),
@@ -343,7 +344,7 @@ impl Runner {
         }
     }
 
-    /// Replaces what the runner goes by. What runs is not touched.
+    /// Replaces what the runner goes by. What runs is not touched; so it waits if that is another service's.
     fn go_by(&mut self, mut loaded: Loaded, now: Instant) {
         if loaded.config.server != self.loaded.config.server && !self.active.is_empty() {
             let why = "the service is another one, and what this one has asked for is not delivered yet";

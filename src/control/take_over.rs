@@ -43,6 +43,10 @@ pub fn make_way(state: PathBuf, how: Replace) -> Result<StateDir, Error> {
     }
 }
 
+/// Takes the state directory.
+///
+/// # Errors
+/// Somebody has it, or it cannot be trusted or used.
 pub fn open(state: PathBuf) -> Result<StateDir, Error> {
     StateDir::open(state).map_err(state_error)
 }
@@ -56,6 +60,9 @@ fn hand_over_patience(runner: &Occupant) -> Duration {
 }
 
 /// Cancels what runs and ends the runner. The lock is ours then, so that no other runner begins meanwhile.
+///
+/// # Errors
+/// The directory is not this user's, or something does not end.
 pub fn end_by_force(runner: Occupant, patience: Duration) -> Result<StateDir, Error> {
     // What could not be ended afterwards shall not lose its runner before.
     state::check_private(runner.path()).map_err(Error::Configuration)?;
@@ -86,6 +93,10 @@ fn end(runner: Occupant, wish: Wish, patience: Duration) -> Result<(), Error> {
     Ok(())
 }
 
+/// Tells the runner what is wanted of it.
+///
+/// # Errors
+/// It may not be signalled by this user, or cannot be seen from here.
 pub fn ask(runner: &Occupant, wish: Wish) -> Result<(), Error> {
     runner.signal(wish.signal()).map_err(|e| cannot_signal(runner, &e))
 }
@@ -94,12 +105,19 @@ fn cannot_signal(runner: &Occupant, error: &io::Error) -> Error {
     Error::Failed(format!("cannot signal the runner ({}): {error}", runner.name()))
 }
 
+/// Waits for the runner's end, at most for `limit`. Returns whether it has come.
+///
+/// # Errors
+/// The lock cannot be looked at.
 pub fn has_ended(runner: &Occupant, limit: Duration) -> Result<bool, Error> {
     wait_until(limit, || runner.is_gone())
         .map_err(|e| Error::Failed(format!("cannot tell whether {} has ended: {e}", runner.name())))
 }
 
 /// Ends the shims that are left, and with them their commands. The next runner reports what it finds of them.
+///
+/// # Errors
+/// One does not even end when it is killed.
 pub fn end_what_is_left(state: &StateDir) -> Result<(), Error> {
     let failed = |e: io::Error| Error::Failed(format!("cannot end what still runs: {e}"));
     let executions = state.executions();
