@@ -18,8 +18,9 @@ demo: $(VENVS)/django/ready
 
 test: venvs
 	cargo test --locked -- --test-threads=8
+	cargo test --locked --quiet --test torture -- --minutes 0.5
 
-# Kills runners and shims where it hurts, and looks what is lost: a minute, or `make torture MINUTES=15 SEED=4711`.
+# Kills runners and shims where it hurts, and looks what is lost: a minute (half of one in `make test`), or `make torture MINUTES=15 SEED=4711`.
 torture:
 	cargo test --release --locked --quiet --test torture -- \
 		$(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUND),--round $(ROUND))
