@@ -22,6 +22,8 @@ use transport::{Answer, Transport};
 
 /// The longest answer that is read, in bytes.
 const ANSWER_MAX: u64 = 4 * 1024 * 1024;
+/// How far a request's timestamp may be from the service's clock (`protocol.md`).
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
 /// How much of the pending list is looked at. The rest comes with the next polls.
 const ENTRIES_MAX: usize = 200;
 
@@ -267,7 +269,9 @@ fn classify(answer: Answer, repeated: bool) -> Result<Vec<u8>, Failure> {
             answer.location.as_deref().map_or_else(|| "nowhere".to_owned(), quoted)
         ))),
         401 | 403 => {
-            Err(Failure::Denied { message: format!("{} (status {status})", message(&answer)), repeated })
+            let skew = answer.date.as_deref().and_then(|date| clock_skew(date, timer::unix_now()));
+            let message = format!("{} (status {status}){}", message(&answer), skew.unwrap_or_default());
+            Err(Failure::Denied { message, repeated })
         }
         408 | 425 | 429 | 500.. => Err(Failure::Unreachable {
             cause: format!("the server answers {status}: {}", message(&answer)),
@@ -275,6 +279,15 @@ fn classify(answer: Answer, repeated: bool) -> Result<Vec<u8>, Failure> {
         }),
         _ => Err(Failure::Refused { status, message: message(&answer), repeated }),
     }
+}
+
+/// What a denial adds if it may well be due to our clock: the service refuses requests that seem old or of the future.
+fn clock_skew(date: &str, unix: f64) -> Option<String> {
+    let behind = timer::http_date(date)? as f64 - unix;
+    let direction = if behind > 0.0 { "behind" } else { "ahead of" };
+    (behind.abs() > CLOCK_SKEW_MAX.as_secs_f64()).then(|| {
+        format!("; the clock of this host is {:.0} min {direction} the service's", behind.abs() / 60.0)
+    })
 }
 
 /// The error message of an answer: `detail`, else `error`, else its text.
@@ -311,7 +324,7 @@ mod tests {
     use super::*;
 
     fn answer(status: u16, body: &str) -> Answer {
-        Answer { status, body: body.into(), retry_after: None, location: None }
+        Answer { status, body: body.into(), retry_after: None, location: None, date: None }
     }
 
     fn class(status: u16) -> &'static str {
@@ -335,6 +348,17 @@ mod tests {
                 assert_eq!(class(*status), expected, "{status}");
             }
         }
+    }
+
+    #[test]
+    fn a_denial_says_how_far_our_clock_is_from_the_services_if_that_may_be_why() {
+        let at = |unix| clock_skew("Sun, 22 Nov 2026 19:21:12 GMT", unix).unwrap_or_default();
+        let said = |text: &str| format!("; the clock of this host is {text} the service's");
+        let there = 1_795_375_272.0;
+        assert_eq!(at(there - 1200.0), said("20 min behind"));
+        assert_eq!(at(there + 86_430.0), said("1440 min ahead of"));
+        assert_eq!((at(there - 300.0), at(there + 300.0)), (String::new(), String::new()));
+        assert_eq!(clock_skew("today", there), None);
     }
 
     #[test]

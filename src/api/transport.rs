@@ -34,6 +34,8 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
     pub(super) retry_after: Option<String>,
     pub(super) location: Option<String>,
+    /// When the server says that it is, as it wrote it.
+    pub(super) date: Option<String>,
 }
 
 /// No answer.
@@ -114,7 +116,7 @@ impl Transport {
             let value = response.headers().get(name)?;
             Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
         };
-        let (retry_after, location) = (header("retry-after"), header("location"));
+        let (retry_after, location, date) = (header("retry-after"), header("location"), header("date"));
         let status = response.status().as_u16();
         let body =
             response.body_mut().with_config().limit(answer_max).read_to_vec().map_err(|e| match e {
@@ -123,7 +125,7 @@ impl Transport {
                 }
                 other => Error::of(format!("the answer was cut short: {}", self.explain(&other).cause)),
             })?;
-        Ok(Answer { status, body, retry_after, location })
+        Ok(Answer { status, body, retry_after, location, date })
     }
 
     fn run(&self, request: Request<impl AsSendBody>, fresh: bool) -> Result<Response<Body>, ureq::Error> {

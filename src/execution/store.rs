@@ -127,9 +127,18 @@ impl ExecutionDir {
         let written =
             dir.write("spec.json", spec).and_then(|()| dir.reserve()).and_then(|()| sync_dir(executions));
         if written.is_err() {
-            let _ = fs::remove_dir_all(&dir.path);
+            dir.unmake();
         }
         written.map(|()| dir)
+    }
+
+    /// By names alone: where there is no free descriptor, `remove_dir_all` would leave it, and nobody could take the
+    /// execution again.
+    fn unmake(&self) {
+        for name in ["spec.json", "spec.json.tmp", "reserve"] {
+            let _ = fs::remove_file(self.path.join(name));
+        }
+        let _ = fs::remove_dir(&self.path);
     }
 
     /// A directory that is there.
@@ -316,6 +325,8 @@ impl ExecutionDir {
     pub fn remove(&self) -> io::Result<()> {
         let mut done = self.path.clone().into_os_string();
         done.push(DONE_SUFFIX);
+        // One of the same name may have been left where its files could not be removed.
+        let _ = fs::remove_dir_all(&done);
         fs::rename(&self.path, &done)?;
         let _ = fs::remove_dir_all(done);
         Ok(())

@@ -1,11 +1,11 @@
 //! Failures: what each class of answer brings about, what is sent again, when and for how long.
 
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::support::project::{Project, fake_project};
 use crate::support::runner::{Runner, Running};
+use crate::support::server::http::http_date;
 use crate::support::server::{Endpoint, Fault, Job, Server, State};
 
 /// For what is a matter of milliseconds.
@@ -304,8 +304,7 @@ fn a_definite_refusal_ends_that_request_and_nothing_else() {
     // What is refused of the output is not sent again, but how the command ended is still reported.
     for id in run_all(Endpoint::Output, &[404, 409, 410], Fault::status) {
         assert_eq!(server.completed(&id, SOON).exit_code, 0);
-        let stdout = server.state(|state| state.execution(&id).stdout());
-        assert!(!stdout.contains("foo"), "{stdout}");
+        assert_eq!(server.state(|state| state.execution(&id).stdout()), "");
     }
     assert_eq!(server.state(|state| state.of(Endpoint::Output).count()), 4 + 3);
     let refused = run_all(Endpoint::Complete, &[400, 404, 409, 410], Fault::ProcessedThenStatus);
@@ -380,14 +379,4 @@ fn assert_gaps(times: &[Instant], seconds: &[u64]) {
     // A wait is never shorter than it should be; how much longer is a matter of the machine's load.
     let holds = |(gap, due): (&f64, &u64)| (*due as f64 - 0.01..*due as f64 + 3.0).contains(gap);
     assert!(gaps.iter().zip(seconds).all(holds), "{gaps:?} instead of {seconds:?}");
-}
-
-/// As `date` computes it, in the form of RFC 9110.
-fn http_date(unix: u64) -> String {
-    let output = Command::new("date")
-        .args(["-u", "-d", &format!("@{unix}"), "+%a, %d %b %Y %H:%M:%S GMT"])
-        .env("LC_ALL", "C")
-        .output()
-        .unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }

@@ -49,6 +49,9 @@ mod hand_over;
 /// Nonsense: answers that are not the service's.
 #[cfg(test)]
 mod nonsense;
+/// Odd commands: those that die talking, leave daemons, change under the runner's eyes, or come thirty at once.
+#[cfg(test)]
+mod odd_commands;
 /// Offers: the pending list, right and wrong entries, never twice.
 #[cfg(test)]
 mod offers;
@@ -61,6 +64,9 @@ mod output;
 /// Reloading: new settings and commands, by a signal or because files have changed, while work goes on.
 #[cfg(test)]
 mod reloading;
+/// Scarcity: no descriptors, no processes, no time on the processor.
+#[cfg(test)]
+mod scarcity;
 /// The service: headers, connections, what heartbeats and polls bring about, suspension, outages.
 #[cfg(test)]
 mod service;
@@ -76,3 +82,9 @@ mod stopping;
 /// Supervision: what systemd is told, and what a runner does for its children as process 1 of a container.
 #[cfg(test)]
 mod supervision;
+/// Torrents: lines without end, lines without text, and much over a slow line, in little memory.
+#[cfg(test)]
+mod torrents;
+/// An unreliable service: away for a while, its answers lost, its clock another.
+#[cfg(test)]
+mod unreliable;

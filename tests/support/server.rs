@@ -7,7 +7,7 @@
 mod bodies;
 pub(crate) mod execution;
 mod fault;
-mod http;
+pub(crate) mod http;
 mod ids;
 mod service;
 mod state;
@@ -383,6 +383,12 @@ fn carry_out(order: Order, releases: u64, connection: &mut Connection, number: u
             shared.pause(DRIP, |_| false);
             connection.write(&[*byte]).is_ok()
         }),
+        Order::PartThenReset(answer) => {
+            connection.write(&answer.bytes(MISSING_BYTES)).ok();
+            shared.lock().connections.remove(&number);
+            sys::reset_on_close(&connection.stream);
+            false
+        }
         Order::Bytes(bytes) => {
             connection.write(&bytes).ok();
             false

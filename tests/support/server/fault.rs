@@ -77,6 +77,8 @@ pub(crate) enum Fault {
     CloseAfter,
     /// A normal answer at one byte each 20 ms.
     Drip,
+    /// Processed; the connection is reset in the middle of the answer.
+    ResetHalfWay,
 }
 
 impl Fault {
@@ -106,6 +108,7 @@ pub(crate) enum Order {
     AnswerThenClose(Answer),
     AnswerInPart(Answer),
     Drip(Answer),
+    PartThenReset(Answer),
     Bytes(Vec<u8>),
     Close,
     Reset,
@@ -128,6 +131,7 @@ impl Order {
             Some(Fault::CloseAfter) => Order::AnswerThenClose(answer),
             Some(Fault::Truncated) => Order::AnswerInPart(answer),
             Some(Fault::Drip) => Order::Drip(answer),
+            Some(Fault::ResetHalfWay) => Order::PartThenReset(answer),
             Some(Fault::Raw(bytes)) => Order::Bytes(bytes),
             Some(Fault::ProcessedThenClose) => Order::Close,
             Some(Fault::Reset) => Order::Reset,
@@ -142,7 +146,12 @@ impl Order {
             | Order::AnswerLate(answer, _)
             | Order::AnswerThenClose(answer)
             | Order::Drip(answer) => answer.status,
-            Order::AnswerInPart(_) | Order::Bytes(_) | Order::Close | Order::Reset | Order::Silence => 0,
+            Order::AnswerInPart(_)
+            | Order::PartThenReset(_)
+            | Order::Bytes(_)
+            | Order::Close
+            | Order::Reset
+            | Order::Silence => 0,
         }
     }
 }

@@ -15,7 +15,7 @@ use super::KEY;
 use super::bodies::{CommandBody, HeartbeatBody};
 use super::execution::{CompletionBody, Execution, Moment, OutputBody};
 use super::fault::{Endpoint, Fault, Faults, Order};
-use super::http::{Answer, Message};
+use super::http::{Answer, Message, http_date};
 use super::ids::{is_uuid, is_uuid_v4};
 use super::state::{Event, EventKind, Request, State};
 use crate::support::canonical;
@@ -98,13 +98,14 @@ impl Service {
         let index = self.record(message, endpoint, &id, connection, now);
         let denial = self.inspect(index);
         let fault = self.faults.take(endpoint);
-        let answer = match denial {
+        let mut answer = match denial {
             Some(denial) => denial,
             None if fault.as_ref().is_none_or(Fault::lets_process) => {
                 self.process(endpoint, &id, &message.body, now)
             }
             None => refusal(500, "never sent: the fault has an answer of its own"),
         };
+        answer.headers.push(("Date".to_owned(), http_date(now.unix as u64)));
         let order = Order::under(fault, answer);
         self.state.requests[index].status = order.status();
         self.learn(endpoint, &id, connection, &order);
