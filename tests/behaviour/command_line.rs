@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::support::own_mounts;
 use crate::support::project::{Project, fake_project, system_python};
 use crate::support::runner::{BINARY, Runner, copy_binary};
 use crate::support::server::{Endpoint, Job, KEY, Server};
@@ -178,6 +179,7 @@ fn a_state_directory_that_others_could_write_is_refused() {
 
 #[test]
 fn a_state_directory_on_a_full_or_read_only_disk_is_refused_with_the_reason() {
+    let Some(launcher) = own_mounts::launcher() else { return };
     let project = fake_project();
     for (prepare, said) in [
         ("head -c 1M /dev/zero > /mnt/filler", "cannot lock the state directory '/mnt/state': No space left"),
@@ -189,7 +191,8 @@ fn a_state_directory_on_a_full_or_read_only_disk_is_refused_with_the_reason() {
     ] {
         let script =
             format!("mount -t tmpfs -o size=64k disk /mnt && {{ {prepare}; }} 2>/dev/null; exec \"$@\"");
-        let mut command = in_own_file_systems();
+        let mut command = Command::new(launcher[0]);
+        command.args(&launcher[1..]);
         command.args(["sh", "-c", &script, "sh", BINARY, "start", "--state-dir", "/mnt/state"]);
         command.arg("-C").arg(project.dir()).arg("--python").arg(system_python());
         let output = command.env("DJANGOCOMMAND_API_KEY", KEY).stdin(Stdio::null()).output().unwrap();
@@ -222,16 +225,6 @@ fn without_settings_the_renamed_services_default_url_is_its_own() {
 fn typed(args: &[&str]) -> Command {
     let mut command = Command::new(BINARY);
     command.args(args).env_clear().env("PATH", SYSTEM_PATH).stdin(Stdio::null());
-    command
-}
-
-/// A program that can mount what nobody else sees.
-fn in_own_file_systems() -> Command {
-    let mut command = Command::new("unshare");
-    if fs::metadata("/proc/self").unwrap().uid() != 0 {
-        command.args(["--user", "--map-root-user"]);
-    }
-    command.arg("--mount");
     command
 }
 

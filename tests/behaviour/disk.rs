@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::support::own_mounts;
 use crate::support::project::{Project, fake_project, fake_project_with_settings};
 use crate::support::runner::{Runner, Running};
 use crate::support::server::{Endpoint, Job, Server};
@@ -40,7 +41,7 @@ fn what_is_beyond_the_limit_is_counted_and_a_line_at_its_end_says_so() {
 
 #[test]
 fn a_command_that_fills_the_disk_goes_on_and_is_reported_with_what_was_kept() {
-    let disk = Disk::new("300k");
+    let Some(disk) = Disk::new("300k") else { return };
     let (server, project) = (Server::start(), fake_project());
     let runner = disk.start(&project, &server);
     let id = server.enqueue(Job::new("big").args("1"));
@@ -71,7 +72,7 @@ fn a_command_that_fills_the_disk_goes_on_and_is_reported_with_what_was_kept() {
 
 #[test]
 fn while_somebody_else_fills_the_disk_what_runs_ends_and_is_reported_and_nothing_new_is_taken() {
-    let disk = Disk::new("300k");
+    let Some(disk) = Disk::new("300k") else { return };
     let (server, project) = (Server::start(), fake_project());
     let runner = disk.start(&project, &server);
     // "before", then a second of silence in which the disk becomes full, then "after".
@@ -104,21 +105,18 @@ fn while_somebody_else_fills_the_disk_what_runs_ends_and_is_reported_and_nothing
 struct Disk {
     state: StateDir,
     size: &'static str,
+    launcher: &'static [&'static str],
 }
 
 impl Disk {
-    fn new(size: &'static str) -> Self {
-        Disk { state: StateDir::new(), size }
+    fn new(size: &'static str) -> Option<Self> {
+        own_mounts::launcher().map(|launcher| Disk { state: StateDir::new(), size, launcher })
     }
 
     fn start(&self, project: &Project, server: &Server) -> Running {
-        let mut launcher = vec!["unshare".to_owned()];
-        if !is_root() {
-            launcher.extend(["--user", "--map-root-user"].map(str::to_owned));
-        }
         let path = self.state.path().display();
         let mount = format!("mount -t tmpfs -o mode=700,size={} disk '{path}' && exec \"$@\"", self.size);
-        launcher.extend(["--mount".to_owned(), "sh".to_owned(), "-c".to_owned(), mount, "sh".to_owned()]);
+        let launcher = self.launcher.iter().copied().chain(["sh", "-c", &mount, "sh"]);
         let runner =
             Runner::in_project(project).server(server).state_dir(&self.state).launched_by(launcher).start();
         server.wait_for("a poll", WITHIN, |state| state.of(Endpoint::Pending).next().map(|_| ()));
@@ -156,11 +154,6 @@ impl Disk {
             assert!(Instant::now() < deadline, "{}", String::from_utf8_lossy(&bytes));
         }
     }
-}
-
-fn is_root() -> bool {
-    use std::os::unix::fs::MetadataExt;
-    fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
 /// A number that no other call gets.

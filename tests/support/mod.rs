@@ -8,6 +8,9 @@
 /// The text of a command list over which both sides compute their hash.
 #[cfg(test)]
 pub(crate) mod canonical;
+/// Mounts that nobody else sees, for disks that are full.
+#[cfg(test)]
+pub(crate) mod own_mounts;
 /// Projects to run commands in: one without Django for speed, one with the real thing.
 #[cfg(test)]
 pub(crate) mod project;
