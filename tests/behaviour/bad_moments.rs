@@ -6,7 +6,6 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -17,6 +16,7 @@ use crate::support::runner::{Ended, Runner, copy_binary, status, wait_for_status
 use crate::support::server::{Endpoint, Fault, Job, KEY, Server, fresh_uuid_v4};
 use crate::support::state_dir::{MARK, StateDir};
 use crate::support::sys;
+use crate::support::wait::{eventually, pause};
 
 /// For anything that starts interpreters, on a machine that is busy with other tests.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -572,20 +572,6 @@ fn shows(server: &Server, id: &str, text: &str) {
     server.wait_for(&format!("{text:?}"), WITHIN, |state| {
         state.execution(id).stdout().starts_with(text).then_some(())
     });
-}
-
-/// For what only the process table can tell: there is no event to wait for.
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + WITHIN;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {WITHIN:?} for {what}");
-        pause(Duration::from_millis(10));
-    }
-}
-
-fn pause(duration: Duration) {
-    let (_sender, nobody) = mpsc::channel::<()>();
-    nobody.recv_timeout(duration).unwrap_err();
 }
 
 /// xorshift: enough for instants, and the seed of a failed run can be tried again.

@@ -4,8 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
@@ -15,6 +14,7 @@ use crate::support::runner::{Runner, Running};
 use crate::support::server::{Completion, Endpoint, Fault, Job, Server, State, fresh_uuid_v4};
 use crate::support::state_dir::StateDir;
 use crate::support::sys;
+use crate::support::wait::{eventually, pause};
 
 /// For what is a matter of milliseconds.
 const SOON: Duration = Duration::from_secs(20);
@@ -326,7 +326,7 @@ impl Stage {
 
     /// Waits until the shim has written `text` down.
     fn wait_for_output_file(&self, text: &str) {
-        until(&format!("{text:?} in the output file"), || {
+        eventually(&format!("{text:?} in the output file"), || {
             let files = self.state.executions().into_iter().map(|dir| dir.join("output"));
             files.filter_map(|file| fs::read_to_string(file).ok()).any(|output| output.contains(text))
         });
@@ -341,7 +341,7 @@ impl Stage {
     fn assert_died_with_its_shim(&self, id: &str, end: &Completion) {
         assert_eq!((end.exit_code, end.status.as_str()), (-1, "failed"));
         let pid = self.only_pid();
-        until("the end of the command", || !is_alive(pid));
+        eventually("the end of the command", || !is_alive(pid));
         let (stdout, stderr) = self.streams(id);
         let (all_stdout, all_stderr) = printed(600);
         assert!(stdout.len() > 10 && all_stdout.starts_with(&stdout), "{stdout}");
@@ -372,20 +372,6 @@ fn is_alive(pid: u32) -> bool {
         .and_then(|mut file| file.read_to_string(&mut stat));
     // Killed but not yet reaped by whoever adopted it is as good as gone.
     read.is_ok() && !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
-}
-
-/// For what no event tells: files and processes of others.
-fn until(what: &str, is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + LATER;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "waited {LATER:?} for {what}");
-        pause(Duration::from_millis(5));
-    }
-}
-
-fn pause(duration: Duration) {
-    let (_sender, nobody) = mpsc::channel::<()>();
-    nobody.recv_timeout(duration).unwrap_err();
 }
 
 /// xorshift: enough for instants, and the seed of a failed run can be tried again.

@@ -6,8 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -16,6 +15,7 @@ use crate::support::runner::{BINARY, Runner, status, wait_for_status};
 use crate::support::server::{Endpoint, Fault, Job, KEY, Server, fresh_uuid_v4};
 use crate::support::state_dir::{MARK, StateDir};
 use crate::support::sys;
+use crate::support::wait::eventually;
 
 /// For what starts an interpreter or two, on a machine that is busy with other tests.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -465,13 +465,4 @@ fn runners(state: &StateDir) -> Vec<u32> {
 fn command_line(pid: u32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&bytes).replace('\0', " ")
-}
-
-/// For what only the file system or the process table can tell: there is no event to wait for.
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + WITHIN;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {WITHIN:?} for {what}");
-        thread::park_timeout(Duration::from_millis(10));
-    }
 }

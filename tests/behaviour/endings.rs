@@ -1,12 +1,12 @@
 //! Endings: timeout, cancel and force leave nothing of a command; a normal end leaves alone what it left behind.
 
 use std::fs;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::support::project::{Project, fake_project};
 use crate::support::runner::Runner;
 use crate::support::server::{Completion, EventKind, Job, Server};
+use crate::support::wait::eventually;
 
 /// For anything that starts interpreters, on a machine that is busy with other tests.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -232,13 +232,4 @@ fn children(of: u32) -> Vec<u32> {
 fn stat(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     Some(stat.rsplit_once(") ")?.1.to_owned())
-}
-
-/// For what only the file system or the process table can tell: there is no event to wait for.
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + WITHIN;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {WITHIN:?} for {what}");
-        thread::park_timeout(Duration::from_millis(10));
-    }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -13,6 +13,7 @@ use crate::support::runner::{BINARY, Ended, Runner, status};
 use crate::support::server::{Endpoint, Job, KEY, Server};
 use crate::support::state_dir::{MARK, StateDir};
 use crate::support::sys;
+use crate::support::wait::eventually;
 
 /// For what starts interpreters, on a machine that is busy with other tests.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -218,13 +219,4 @@ fn runners(state: &StateDir) -> Vec<u32> {
         String::from_utf8_lossy(&bytes).contains("\0--detached")
     };
     state.processes().into_iter().filter(is_detached).collect()
-}
-
-/// For what only the process table can tell: there is no event to wait for.
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + WITHIN;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {WITHIN:?} for {what}");
-        thread::park_timeout(Duration::from_millis(10));
-    }
 }

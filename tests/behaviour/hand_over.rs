@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -13,6 +12,7 @@ use crate::support::project::{Project, fake_project, system_python};
 use crate::support::runner::{Ended, Runner, Running, copy_binary, status, wait_for_status};
 use crate::support::server::{Endpoint, Fault, Job, KEY, Server, fresh_uuid_v4};
 use crate::support::state_dir::{MARK, StateDir};
+use crate::support::wait::eventually;
 
 /// For anything that starts interpreters, on a machine that is busy with other tests.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -453,13 +453,4 @@ impl Stage {
 /// What it says at last, behind the lines of the log.
 fn words(ended: &Ended) -> &str {
     ended.stderr.find("djangocommand: ").map_or("", |begin| &ended.stderr[begin..])
-}
-
-/// For what only the file system can tell: there is no event to wait for.
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + WITHIN;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {WITHIN:?} for {what}");
-        thread::park_timeout(Duration::from_millis(10));
-    }
 }

@@ -3,12 +3,12 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::support::project::{Project, fake_project, system_python};
 use crate::support::runner::{Runner, Running};
 use crate::support::server::{Job, Server};
+use crate::support::wait::eventually;
 
 /// For anything that starts interpreters, on a machine that is busy with other tests.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -64,7 +64,7 @@ fn a_daemon_that_lets_go_of_the_streams_delays_nothing_and_outlives_its_command_
     assert!(end.at - shown < Duration::from_millis(1500), "{:?}", end.at - shown);
     assert!(runner.stop(WITHIN).success());
     project.write("proof.go", "");
-    until("the daemon's last deed", || path.exists());
+    eventually("the daemon's last deed", || path.exists());
 }
 
 #[test]
@@ -137,14 +137,4 @@ fn append(project: &Project, function: &str) {
 
 fn make_executable(path: &Path) {
     fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
-}
-
-/// For what no event tells: files of others.
-fn until(what: &str, is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + WITHIN;
-    let (_sender, nobody) = mpsc::channel::<()>();
-    while !is_so() {
-        assert!(Instant::now() < deadline, "waited {WITHIN:?} for {what}");
-        nobody.recv_timeout(Duration::from_millis(20)).unwrap_err();
-    }
 }

@@ -6,7 +6,6 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
@@ -18,6 +17,7 @@ use crate::support::runner::{Ended, Runner, Running, status, wait_for_status};
 use crate::support::server::{Endpoint, Job, KEY, Server};
 use crate::support::state_dir::StateDir;
 use crate::support::sys;
+use crate::support::wait::eventually;
 
 /// For anything that starts interpreters, on a machine that is busy with other tests.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -560,13 +560,4 @@ fn is_pending(pid: u32, signal: i32) -> bool {
     let lines = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let mask = lines.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
     u64::from_str_radix(mask.trim(), 16).unwrap() & (1 << (signal - 1)) != 0
-}
-
-/// For what only the file system or the process table can tell: there is no event to wait for.
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + WITHIN;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {WITHIN:?} for {what}");
-        thread::park_timeout(Duration::from_millis(10));
-    }
 }

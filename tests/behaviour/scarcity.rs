@@ -4,13 +4,13 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 use std::process::Command;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::support::project::{Project, fake_project};
 use crate::support::runner::{Runner, Running};
 use crate::support::server::{Endpoint, Job, Server};
 use crate::support::state_dir::StateDir;
+use crate::support::wait::eventually;
 
 /// For anything that starts interpreters, on a machine that is busy with other tests.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -34,7 +34,7 @@ fn a_runner_without_free_descriptors_says_so_and_goes_on_when_it_has_some() {
     server.state(|state| assert!(state.execution(&late).started.is_none()));
     // The command ends meanwhile.
     let output = runner.state_dir().executions()[0].join("exit.json");
-    until("the end of the command", || output.exists());
+    eventually("the end of the command", || output.exists());
     limit(&runner, "--nofile=1024:");
     for id in [&id, &late] {
         assert_eq!(server.completed(id, WITHIN).status, "success");
@@ -65,7 +65,7 @@ fn an_execution_for_which_no_process_can_be_started_is_reported_as_failed_with_t
         assert_eq!((end.exit_code, end.status.as_str()), (-1, "failed"), "{processes}");
         let (stdout, stderr) = output(&server, &id);
         assert!(stdout.is_empty() && stderr.contains(why), "{processes}: {stdout:?} {stderr:?}");
-        until("nothing to be left but the runner", || state.processes() == [runner.pid()]);
+        eventually("nothing to be left but the runner", || state.processes() == [runner.pid()]);
     }
     limit(&runner, "--nproc=1000:");
     let next = server.enqueue(Job::new("echo").args("next"));
@@ -83,7 +83,7 @@ fn a_runner_that_is_stopped_for_eight_seconds_loses_nothing_and_sends_no_chunk_t
     runner.signal(libc::SIGSTOP);
     let (stopped, length) = (Instant::now(), fs::metadata(&file).unwrap().len());
     let beats = server.state(|state| state.of(Endpoint::Heartbeat).count());
-    until("the command to go on by itself", || {
+    eventually("the command to go on by itself", || {
         stopped.elapsed() >= Duration::from_secs(8) && fs::metadata(&file).unwrap().len() > length + 1000
     });
     assert_eq!(server.state(|state| state.of(Endpoint::Heartbeat).count()), beats, "it was stopped");
@@ -145,14 +145,4 @@ fn numbered(count: usize) -> String {
 
 fn is_root() -> bool {
     fs::metadata(Path::new("/proc/self")).unwrap().uid() == 0
-}
-
-/// For what no event tells: files and processes of others.
-fn until(what: &str, is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + WITHIN;
-    let (_sender, nobody) = mpsc::channel::<()>();
-    while !is_so() {
-        assert!(Instant::now() < deadline, "waited {WITHIN:?} for {what}");
-        nobody.recv_timeout(Duration::from_millis(20)).unwrap_err();
-    }
 }

@@ -3,13 +3,13 @@
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::project::{Project, fake_project, fake_project_with_settings};
 use crate::support::runner::{BINARY, Runner, Running};
 use crate::support::server::{Endpoint, Fault, Job, KEY, Server};
 use crate::support::state_dir::{MARK, StateDir};
+use crate::support::wait::eventually;
 
 /// For anything that starts interpreters, on a machine that is busy with other tests.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -229,13 +229,4 @@ fn shows(server: &Server, id: &str, text: &str) {
     server.wait_for(&format!("{text:?}"), WITHIN, |state| {
         state.execution(id).stdout().starts_with(text).then_some(())
     });
-}
-
-/// For what only the file system or the process table can tell: there is no event to wait for.
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + WITHIN;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {WITHIN:?} for {what}");
-        thread::park_timeout(Duration::from_millis(10));
-    }
 }

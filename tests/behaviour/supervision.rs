@@ -5,7 +5,6 @@ use std::io::Write;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -16,6 +15,7 @@ use crate::support::runner::Runner;
 use crate::support::server::{Endpoint, Fault, Job, KEY, Server};
 use crate::support::state_dir::StateDir;
 use crate::support::sys;
+use crate::support::wait::eventually;
 
 /// For anything that starts interpreters, on a machine that is busy with other tests.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -339,13 +339,4 @@ fn children(parent: u32) -> Vec<u32> {
 
 fn append(path: &Path, text: &str) {
     writeln!(OpenOptions::new().append(true).open(path).unwrap(), "\n{text}").unwrap();
-}
-
-/// For what only the file system or the process table can tell: there is no event to wait for.
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + WITHIN;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {WITHIN:?} for {what}");
-        thread::park_timeout(Duration::from_millis(10));
-    }
 }

@@ -26,3 +26,6 @@ pub(crate) mod state_dir;
 /// The few calls to the kernel that the standard library lacks.
 #[cfg(test)]
 pub(crate) mod sys;
+/// Waits for what no event tells.
+#[cfg(test)]
+pub(crate) mod wait;
