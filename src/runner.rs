@@ -255,16 +255,17 @@ impl Runner {
                 self.give_back();
             }
             (Wish::Stop | Wish::Interrupt, Stop::No) => {
+                let hint = if wish == Wish::Interrupt { "; a second signal cancels them" } else { "" };
                 match running {
                     0 => log::info!("stopping"),
-                    _ => log::info!(
-                        "stopping when {running} running execution(s) have ended; a second signal cancels them"
-                    ),
+                    _ => log::info!("stopping when {running} running execution(s) have ended{hint}"),
                 }
                 self.drain((wish == Wish::Interrupt).then(Instant::now));
             }
             (Wish::Stop, _) => {}
+            // It was told to stop before, which whoever sends this need not know.
             (Wish::Interrupt, Stop::Draining { interrupted: None, cancelled }) => {
+                log::info!("stopping already; another signal cancels what runs");
                 self.stop = Stop::Draining { interrupted: Some(Instant::now()), cancelled: *cancelled };
             }
             (Wish::Interrupt, Stop::Draining { interrupted: Some(since), .. })
