@@ -5,11 +5,10 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 
 use crate::execution::{ExecutionId, Outcome};
 use crate::timer::unix_now;
@@ -44,10 +43,16 @@ struct Line<'a> {
     event: Event<'a>,
 }
 
+/// What is read of a line.
+#[derive(Deserialize)]
+struct Seen {
+    execution: ExecutionId,
+}
+
 pub struct Audit {
     path: PathBuf,
-    /// The executions of the last file and of the one before it.
-    seen: [HashSet<String>; 2],
+    /// The executions of the last file and of the one before it: some ten thousand each, so as numbers.
+    seen: [HashSet<u128>; 2],
 }
 
 impl Audit {
@@ -60,16 +65,17 @@ impl Audit {
         let mut seen = [HashSet::new(), HashSet::new()];
         let mut torn = false;
         for (file, seen) in [path.clone(), path.with_extension("jsonl.1")].iter().zip(&mut seen) {
-            let mut bytes = Vec::new();
-            match File::open(file).and_then(|f| f.take(2 * SIZE_MAX).read_to_end(&mut bytes)) {
+            let opened = match File::open(file) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-                Ok(_) => {}
+                opened => opened?,
+            };
+            let (mut reader, mut line) = (BufReader::new(opened), Vec::new());
+            while reader.read_until(b'\n', &mut line)? > 0 {
+                torn |= *file == path && !line.ends_with(b"\n");
+                // Half a line, or what somebody else wrote, names no execution.
+                seen.extend(serde_json::from_slice::<Seen>(&line).map(|seen| seen.execution.number()));
+                line.clear();
             }
-            torn |= *file == path && bytes.last().is_some_and(|b| *b != b'\n');
-            let lines =
-                bytes.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
-            seen.extend(lines.filter_map(|line| line["execution"].as_str().map(str::to_ascii_lowercase)));
         }
         let audit = Self { path, seen };
         if torn {
@@ -80,7 +86,7 @@ impl Audit {
 
     /// Whether the execution was started or rejected here before.
     pub fn has(&self, id: &ExecutionId) -> bool {
-        self.seen.iter().any(|seen| seen.contains(&id.canonical()))
+        self.seen.iter().any(|seen| seen.contains(&id.number()))
     }
 
     /// Writes one line, on disk before this returns.
@@ -95,7 +101,7 @@ impl Audit {
         let mut line = serde_json::to_vec(&Line { time: unix_now(), execution: id.as_str(), event })?;
         line.push(b'\n');
         self.append(&line)?;
-        self.seen[0].insert(id.canonical());
+        self.seen[0].insert(id.number());
         Ok(())
     }
 

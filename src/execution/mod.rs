@@ -34,6 +34,12 @@ impl ExecutionId {
         &self.0
     }
 
+    /// The UUID itself, however it is spelled.
+    pub fn number(&self) -> u128 {
+        let digits = self.0.bytes().filter_map(|b| char::from(b).to_digit(16));
+        digits.fold(0, |number, digit| number << 4 | u128::from(digit))
+    }
+
     /// One spelling for one id (a UUID may come in either case): what names the directory.
     pub fn canonical(&self) -> String {
         self.0.to_ascii_lowercase()

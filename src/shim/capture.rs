@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::process::Child;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -17,8 +16,10 @@ use crate::execution::segment::{self, Stream};
 use crate::execution::store::ExecutionDir;
 use crate::timer::unix_now;
 
-/// Read at once. Escaped in the worst way, a block becomes a segment of 192 KiB, which fits into a chunk.
+/// Read at once, in bytes.
 const BLOCK: usize = 32 * 1024;
+/// Decoded and appended at once, in bytes: empty lines become sixty times as long.
+const PIECE: usize = 8 * 1024;
 /// How many times as long as the command's own bytes the record may be at most. Only lines of a few characters need more:
 /// each has a time of its own.
 const OVERHEAD_MAX: u64 = 4;
@@ -28,8 +29,6 @@ pub struct Capture {
     readers: Receiver<()>,
     open: usize,
     output: Arc<Mutex<Output>>,
-    /// What still comes is read and dropped.
-    ended: Arc<AtomicBool>,
 }
 
 impl Capture {
@@ -40,7 +39,7 @@ impl Capture {
     pub fn start(child: &mut Child, dir: &ExecutionDir, limit: u64) -> io::Result<Self> {
         let (done, readers) = mpsc::channel();
         let output = Arc::new(Mutex::new(Output::open(dir, limit)?));
-        let mut capture = Self { readers, open: 0, output, ended: Arc::default() };
+        let mut capture = Self { readers, open: 0, output };
         if let Some(pipe) = child.stdout.take() {
             capture.start_one(pipe, Stream::Stdout, &done)?;
         }
@@ -56,15 +55,9 @@ impl Capture {
         stream: Stream,
         done: &Sender<()>,
     ) -> io::Result<()> {
-        let recorder = Recorder {
-            output: Arc::clone(&self.output),
-            stream,
-            decoder: Decoder::default(),
-            missing: Missing::default(),
-        };
-        let (ended, done) = (Arc::clone(&self.ended), done.clone());
+        let (output, done) = (Arc::clone(&self.output), done.clone());
         let read = move || {
-            capture(pipe, recorder, &ended);
+            read_to_end(pipe, stream, &output);
             let _ = done.send(());
         };
         thread::Builder::new().stack_size(256 * 1024).spawn(read)?;
@@ -81,8 +74,7 @@ impl Capture {
                 Err(RecvTimeoutError::Timeout) => break,
             }
         }
-        self.ended.store(true, Ordering::SeqCst);
-        lock(&self.output).missing
+        lock(&self.output).end()
     }
 
     /// Whether a background process holds a pipe still.
@@ -96,20 +88,22 @@ impl Capture {
     }
 }
 
-fn capture(mut pipe: impl Read, mut recorder: Recorder, ended: &AtomicBool) {
+fn read_to_end(mut pipe: impl Read, stream: Stream, output: &Mutex<Output>) {
     let mut block = vec![0; BLOCK];
     loop {
         match pipe.read(&mut block) {
             Ok(0) => break,
-            Ok(_) if ended.load(Ordering::SeqCst) => {}
-            Ok(n) => recorder.take(&block[..n]),
+            Ok(n) => lock(output).take(stream, &block[..n]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => break,
         }
     }
-    if !ended.load(Ordering::SeqCst) {
-        recorder.finish();
-    }
+    lock(output).finish(stream);
+}
+
+/// A thread that panics holds nothing that could be half done.
+fn lock(output: &Mutex<Output>) -> MutexGuard<'_, Output> {
+    output.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The `output` file, for both streams: only one writes at a time, so a write that fails is taken back as a whole.
@@ -120,19 +114,85 @@ struct Output {
     /// How much of the command's own bytes is in it.
     kept: u64,
     limit: u64,
+    stdout: Decoder,
+    stderr: Decoder,
     /// Of both streams.
     missing: Missing,
+    /// How the command ended is being written down: what still comes is dropped.
+    ended: bool,
 }
 
 impl Output {
     fn open(dir: &ExecutionDir, limit: u64) -> io::Result<Self> {
         let file = dir.appender()?;
         let length = file.metadata()?.len();
-        Ok(Self { dir: dir.clone(), file, length, kept: 0, limit, missing: Missing::default() })
+        let [stdout, stderr] = [Stream::Stdout, Stream::Stderr].map(Decoder::new);
+        let missing = Missing::default();
+        Ok(Self { dir: dir.clone(), file, length, kept: 0, limit, stdout, stderr, missing, ended: false })
     }
 
-    fn is_full(&self) -> bool {
-        self.kept >= self.limit || self.length >= self.limit.saturating_mul(OVERHEAD_MAX)
+    /// Records what a command has written, or counts it if it cannot be recorded.
+    fn take(&mut self, stream: Stream, bytes: &[u8]) {
+        if self.ended {
+            return;
+        }
+        for piece in bytes.chunks(PIECE) {
+            let count = piece.len() as u64;
+            if self.kept >= self.limit || self.length >= self.limit.saturating_mul(OVERHEAD_MAX) {
+                self.missing.beyond_limit += count;
+                self.decoder(stream).missing.beyond_limit += count;
+                continue;
+            }
+            let limit = self.limit;
+            let decoder = self.decoder(stream);
+            let (unsaid, in_line) = (decoder.missing, decoder.in_line);
+            let mut lines = Vec::new();
+            decoder.notice(limit, &mut lines);
+            decoder.feed(piece, unix_now(), &mut lines);
+            if self.append(&lines).is_ok() {
+                self.kept += count;
+            } else {
+                self.missing.lost += count;
+                let decoder = self.decoder(stream);
+                decoder.in_line = in_line;
+                decoder.missing = Missing { lost: unsaid.lost + count, ..unsaid };
+            }
+        }
+    }
+
+    /// The stream is at its end. To say it twice changes nothing.
+    fn finish(&mut self, stream: Stream) {
+        if self.ended {
+            return;
+        }
+        let limit = self.limit;
+        let decoder = self.decoder(stream);
+        let mut lines = Vec::new();
+        if decoder.missing.beyond_limit > 0 {
+            decoder.partial.clear();
+        }
+        decoder.notice(limit, &mut lines);
+        decoder.finish(unix_now(), &mut lines);
+        if self.append(&lines).is_err() {
+            // It is the last word: for that there is a reserve. Without room even so, it is counted all the same.
+            self.dir.release_reserve();
+            let _ = self.append(&lines);
+        }
+    }
+
+    /// Nothing is recorded any more, whoever goes on writing. Returns what is missing.
+    fn end(&mut self) -> Missing {
+        self.finish(Stream::Stdout);
+        self.finish(Stream::Stderr);
+        self.ended = true;
+        self.missing
+    }
+
+    fn decoder(&mut self, stream: Stream) -> &mut Decoder {
+        match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        }
     }
 
     /// Appends `lines`, or nothing of them.
@@ -146,63 +206,30 @@ impl Output {
     }
 }
 
-/// A thread that panics holds nothing that could be half done.
-fn lock(output: &Mutex<Output>) -> MutexGuard<'_, Output> {
-    output.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Appends one stream's segments to the file, and keeps account of what could not be written.
-struct Recorder {
-    output: Arc<Mutex<Output>>,
+/// Bytes to text to segments, one stream's: UTF-8 repaired, `\r\n` and `\r` made `\n`, cut after each newline.
+///
+/// The result does not depend on how the bytes are cut into blocks, but for the cuts between segments of one line.
+struct Decoder {
     stream: Stream,
-    decoder: Decoder,
+    /// The beginning of a character whose other bytes have not come yet.
+    partial: Vec<u8>,
+    /// The last character was `\r` and became a newline: a `\n` that follows is a part of it.
+    after_cr: bool,
+    /// The last segment left its line unfinished.
+    in_line: bool,
     /// What no line says anything about yet.
     missing: Missing,
 }
 
-impl Recorder {
-    fn take(&mut self, bytes: &[u8]) {
-        let output = Arc::clone(&self.output);
-        let mut output = lock(&output);
-        let count = bytes.len() as u64;
-        if output.is_full() {
-            output.missing.beyond_limit += count;
-            self.missing.beyond_limit += count;
-            return;
-        }
-        let (mut lines, in_line) = self.notice(output.limit);
-        self.decoder.feed(bytes, unix_now(), self.stream, &mut lines);
-        match output.append(&lines) {
-            Ok(()) => {
-                output.kept += count;
-                self.missing = Missing::default();
-            }
-            Err(_) => {
-                output.missing.lost += count;
-                self.missing.lost += count;
-                self.decoder.in_line = in_line;
-            }
-        }
+impl Decoder {
+    fn new(stream: Stream) -> Self {
+        let missing = Missing::default();
+        Self { stream, partial: Vec::new(), after_cr: false, in_line: false, missing }
     }
 
-    fn finish(mut self) {
-        let output = Arc::clone(&self.output);
-        let mut output = lock(&output);
-        let (mut lines, _) = self.notice(output.limit);
-        if self.missing.beyond_limit == 0 {
-            self.decoder.finish(unix_now(), self.stream, &mut lines);
-        }
-        if output.append(&lines).is_err() {
-            // It is the last word: for that there is a reserve. Without room even so, it is counted all the same.
-            output.dir.release_reserve();
-            let _ = output.append(&lines);
-        }
-    }
-
-    /// What stands before the next segments if something is missing; and whether the stream was within a line before.
-    fn notice(&mut self, limit: u64) -> (Vec<u8>, bool) {
-        let (mut lines, in_line) = (Vec::new(), self.decoder.in_line);
-        let Missing { lost, beyond_limit } = self.missing;
+    /// What stands before the next segments if something is missing.
+    fn notice(&mut self, limit: u64, lines: &mut Vec<u8>) {
+        let Missing { lost, beyond_limit } = std::mem::take(&mut self.missing);
         let mut texts = Vec::new();
         if lost > 0 {
             texts.push(format!("[{lost} bytes of output are missing here: the disk did not take them]\n"));
@@ -211,30 +238,14 @@ impl Recorder {
             texts.push(format!("[{beyond_limit} bytes of output are missing here: it is longer than the {limit} bytes of MAX_OUTPUT_BYTES]\n"));
         }
         for text in texts {
-            if std::mem::take(&mut self.decoder.in_line) {
-                segment::write(&mut lines, self.stream, None, "\n");
+            if std::mem::take(&mut self.in_line) {
+                segment::write(lines, self.stream, None, "\n");
             }
-            segment::write_text(&mut lines, self.stream, unix_now(), &text);
+            segment::write_text(lines, self.stream, unix_now(), &text);
         }
-        (lines, in_line)
     }
-}
 
-/// Bytes to text to segments, one stream's: UTF-8 repaired, `\r\n` and `\r` made `\n`, cut after each newline.
-///
-/// The result does not depend on how the bytes are cut into blocks, but for the cuts between segments of one line.
-#[derive(Default)]
-struct Decoder {
-    /// The beginning of a character whose other bytes have not come yet.
-    partial: Vec<u8>,
-    /// The last character was `\r` and became a newline: a `\n` that follows is a part of it.
-    after_cr: bool,
-    /// The last segment left its line unfinished.
-    in_line: bool,
-}
-
-impl Decoder {
-    fn feed(&mut self, bytes: &[u8], now: f64, stream: Stream, lines: &mut Vec<u8>) {
+    fn feed(&mut self, bytes: &[u8], now: f64, lines: &mut Vec<u8>) {
         let joined;
         let bytes = if self.partial.is_empty() {
             bytes
@@ -254,13 +265,13 @@ impl Decoder {
             }
         }
         self.partial = partial;
-        self.segment(&text, now, stream, lines);
+        self.segment(&text, now, lines);
     }
 
-    fn finish(&mut self, now: f64, stream: Stream, lines: &mut Vec<u8>) {
+    fn finish(&mut self, now: f64, lines: &mut Vec<u8>) {
         if !self.partial.is_empty() {
             self.partial.clear();
-            self.segment("\u{fffd}", now, stream, lines);
+            self.segment("\u{fffd}", now, lines);
         }
     }
 
@@ -286,10 +297,10 @@ impl Decoder {
         text.push_str(rest);
     }
 
-    fn segment(&mut self, text: &str, now: f64, stream: Stream, lines: &mut Vec<u8>) {
+    fn segment(&mut self, text: &str, now: f64, lines: &mut Vec<u8>) {
         let timestamp = segment::timestamp(now);
         for piece in text.split_inclusive('\n') {
-            segment::write(lines, stream, (!self.in_line).then_some(&*timestamp), piece);
+            segment::write(lines, self.stream, (!self.in_line).then_some(&*timestamp), piece);
             self.in_line = !piece.ends_with('\n');
         }
     }
@@ -306,12 +317,12 @@ mod tests {
 
     /// The text that the segments of `pieces`, read one after the other, hold.
     fn decoded(pieces: &[&[u8]]) -> String {
-        let mut decoder = Decoder::default();
+        let mut decoder = Decoder::new(Stream::Stdout);
         let mut lines = Vec::new();
         for piece in pieces {
-            decoder.feed(piece, 1.0, Stream::Stdout, &mut lines);
+            decoder.feed(piece, 1.0, &mut lines);
         }
-        decoder.finish(2.0, Stream::Stdout, &mut lines);
+        decoder.finish(2.0, &mut lines);
         let mut in_line = false;
         let mut text = String::new();
         for line in lines.split_inclusive(|b| *b == b'\n') {
@@ -351,14 +362,57 @@ mod tests {
 
     #[test]
     fn a_line_has_the_time_of_its_first_character() {
-        let mut decoder = Decoder::default();
+        let mut decoder = Decoder::new(Stream::Stdout);
         let mut lines = Vec::new();
-        decoder.feed(b"Pass", 1.0, Stream::Stderr, &mut lines);
-        decoder.feed(b"word: \nnext", 2.0, Stream::Stderr, &mut lines);
+        decoder.feed(b"Pass", 1.0, &mut lines);
+        decoder.feed(b"word: \nnext", 2.0, &mut lines);
         let times: Vec<String> = lines
             .split_inclusive(|b| *b == b'\n')
             .map(|line| segment::Segment::parse(line).unwrap().timestamp.get().to_owned())
             .collect();
         assert_eq!(times, ["1.0", "null", "2.0"]);
+    }
+
+    /// A stream's text in a directory's `output`.
+    fn recorded(dir: &ExecutionDir, stream: Stream) -> String {
+        let bytes = std::fs::read(dir.output_path()).unwrap();
+        let lines = bytes.split_inclusive(|b| *b == b'\n');
+        let segments = lines.map(|line| segment::Segment::parse(line).unwrap());
+        let of_stream = segments.filter(|segment| segment.stream == stream);
+        of_stream.map(|segment| serde_json::from_str::<String>(segment.content.get()).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_character_that_is_half_there_at_the_end_is_recorded_and_nothing_after_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = ExecutionDir::open(temp.path().to_owned());
+        let mut output = Output::open(&dir, u64::MAX).unwrap();
+        output.take(Stream::Stdout, b"half: \xe2\x82");
+        output.take(Stream::Stderr, b"ended\xc3");
+        output.finish(Stream::Stderr);
+        assert_eq!(output.end(), Missing::default());
+        output.take(Stream::Stdout, b"\xac and more");
+        output.finish(Stream::Stdout);
+        assert_eq!(recorded(&dir, Stream::Stdout), "half: \u{fffd}");
+        assert_eq!(recorded(&dir, Stream::Stderr), "ended\u{fffd}");
+    }
+
+    #[test]
+    fn what_is_beyond_the_limit_is_counted_for_each_stream_and_said_once() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = ExecutionDir::open(temp.path().to_owned());
+        let mut output = Output::open(&dir, 4).unwrap();
+        output.take(Stream::Stdout, b"kept\xe2");
+        output.take(Stream::Stdout, b"\x82\xac, no");
+        output.take(Stream::Stderr, b"no");
+        output.finish(Stream::Stdout);
+        assert_eq!(output.end(), Missing { lost: 0, beyond_limit: 8 });
+        let said = |count| {
+            format!(
+                "[{count} bytes of output are missing here: it is longer than the 4 bytes of MAX_OUTPUT_BYTES]\n"
+            )
+        };
+        assert_eq!(recorded(&dir, Stream::Stdout), format!("kept\n{}", said(6)));
+        assert_eq!(recorded(&dir, Stream::Stderr), said(2));
     }
 }
