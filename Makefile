@@ -7,7 +7,7 @@ ASK := -c 'import sys; print(sys.executable)' 2>/dev/null
 PYTHON6 = $(firstword $(foreach v,3.14 3.13 3.12,$(shell python$(v) $(ASK))) \
 	$(wildcard $(foreach v,3.14 3.13 3.12,$(HOME)/.pyenv/versions/$(v).*/bin/python)))
 
-.PHONY: build demo test torture check venvs clean
+.PHONY: build demo test torture endurance check venvs clean
 
 build:
 	cargo build --release --locked
@@ -26,6 +26,10 @@ test: venvs
 torture:
 	cargo test --release --locked --quiet --test torture -- \
 		$(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUND),--round $(ROUND))
+
+# The tests that take minutes each, on the optimized program: a GiB, ten minutes without the service, 10,000 executions.
+endurance:
+	cargo test --release --locked --test behaviour -- --ignored --nocapture --test-threads=8
 
 # What must hold before a change is taken, besides the demo and the tests.
 check:

@@ -19,7 +19,7 @@ use crate::timer::unix_now;
 /// Read at once, in bytes.
 const BLOCK: usize = 32 * 1024;
 /// Decoded and appended at once, in bytes: empty lines become sixty times as long.
-const PIECE: usize = 8 * 1024;
+const PIECE: usize = 4 * 1024;
 /// How many times as long as the command's own bytes the record may be at most. Only lines of a few characters need more:
 /// each has a time of its own.
 const OVERHEAD_MAX: u64 = 4;

@@ -46,6 +46,9 @@ mod failures;
 /// Hand-over: `restart`, a crash, a new binary: the next runner goes on where the last one stopped.
 #[cfg(test)]
 mod hand_over;
+/// The long run: outages, pauses and amounts of work in the time and number that they have in life.
+#[cfg(test)]
+mod long_run;
 /// Nonsense: answers that are not the service's.
 #[cfg(test)]
 mod nonsense;

@@ -8,6 +8,9 @@
 /// The text of a command list over which both sides compute their hash.
 #[cfg(test)]
 pub(crate) mod canonical;
+/// How much memory the programs take, against what is promised.
+#[cfg(test)]
+pub(crate) mod memory;
 /// Mounts that nobody else sees, for disks that are full.
 #[cfg(test)]
 pub(crate) mod own_mounts;

@@ -346,9 +346,13 @@ fn serve(stream: TcpStream, number: u64, shared: &Shared) {
                 // Taken together, so that a release after the request was seen is a release of this request.
                 let mut service = shared.lock();
                 let (order, releases) = (service.take(&message, number), service.releases);
+                service.in_flight += 1;
+                service.state.in_flight_max = service.state.in_flight_max.max(service.in_flight);
                 drop(service);
                 shared.changed.notify_all();
-                if !carry_out(order, releases, &mut connection, number, shared) {
+                let lives_on = carry_out(order, releases, &mut connection, number, shared);
+                shared.lock().in_flight -= 1;
+                if !lives_on {
                     break;
                 }
             }

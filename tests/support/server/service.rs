@@ -55,6 +55,8 @@ pub(super) struct Service {
     pub(super) clock_ahead_seconds: f64,
     /// When it was set, and how far it was ahead before.
     pub(super) clock_before: Option<(Instant, f64)>,
+    /// The requests that wait for their answers.
+    pub(super) in_flight: usize,
     nonces: HashSet<String>,
     /// Whether the runner may send anything but a heartbeat, by what it has been answered.
     key_is_proven: bool,
@@ -80,6 +82,7 @@ impl Service {
             keeps_text,
             clock_ahead_seconds: 0.0,
             clock_before: None,
+            in_flight: 0,
             nonces: HashSet::new(),
             key_is_proven: false,
             suspension_is_told: false,

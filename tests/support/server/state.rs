@@ -49,6 +49,8 @@ pub(crate) struct State {
     pub(crate) commands: Option<Value>,
     /// The connections that were turned away while the service was down.
     pub(crate) refused: Vec<Instant>,
+    /// The most requests that waited for their answers at the same time.
+    pub(crate) in_flight_max: usize,
 }
 
 impl State {
@@ -59,6 +61,7 @@ impl State {
             executions: HashMap::new(),
             commands: None,
             refused: Vec::new(),
+            in_flight_max: 0,
         }
     }
 
