@@ -144,9 +144,10 @@ pub fn record(level: Level, message: fmt::Arguments<'_>) {
     }
     let text = printable(&message.to_string());
     let mut sink = sink();
-    let line = line(sink.format, level, &text);
+    let format = sink.format;
+    let line = line(format, level, &text);
     match &mut sink.file {
-        Some(log) => log.write(line.as_bytes()),
+        Some(log) => log.record(format, line.as_bytes()),
         None => drop(io::stderr().lock().write_all(line.as_bytes())),
     }
 }
@@ -181,15 +182,34 @@ struct LogFile {
     file: File,
     /// Standard output and standard error are this file too.
     is_output: bool,
+    /// How many records the disk did not take since the last that it did.
+    missing: u64,
 }
 
 impl LogFile {
     fn open(path: PathBuf) -> io::Result<Self> {
         let file = open_to_append(&path)?;
-        Ok(Self { path, file, is_output: false })
+        Ok(Self { path, file, is_output: false, missing: 0 })
     }
 
-    fn write(&mut self, line: &[u8]) {
+    /// Writes a record, and before it how many are missing there.
+    fn record(&mut self, format: Format, text: &[u8]) {
+        let missing = self.missing;
+        let notice = || {
+            line(
+                format,
+                Level::Warning,
+                &format!("{missing} line(s) are missing here: the disk did not take them"),
+            )
+        };
+        if missing > 0 && self.write(notice().as_bytes()) {
+            self.missing = 0;
+        }
+        self.missing += u64::from(!self.write(text));
+    }
+
+    /// Whether the disk has taken it.
+    fn write(&mut self, line: &[u8]) -> bool {
         if let Ok(ours) = self.file.metadata() {
             // It may have been moved aside by another runner, or removed by somebody who was tidying up.
             let is_at_path = fs::metadata(&self.path)
@@ -198,7 +218,7 @@ impl LogFile {
                 self.reopen();
             }
         }
-        let _ = self.file.write_all(line);
+        self.file.write_all(line).is_ok()
     }
 
     /// Whether there is room for a new file now.

@@ -126,6 +126,22 @@ fn take_lock(path: &Path) -> Result<File, Error> {
     }
 }
 
+/// Whether a runner could take the directory if it were free: what ends the one that has it looks first. Not for a
+/// process that holds the lock, which it would lose by this.
+///
+/// # Errors
+/// The directory cannot be written to, or its lock is none.
+pub fn check_writable(path: &Path) -> Result<(), Error> {
+    open_lock(path).map(drop).map_err(|e| unusable("write to", path, &e))
+}
+
+/// Why nobody can write to the directory, whoever asks: its file system is read-only.
+pub fn read_only(path: &Path) -> Option<io::Error> {
+    // To open a file for writing changes nothing in it.
+    let opened = OpenOptions::new().write(true).open(path.join(LOCK));
+    opened.err().filter(|error| error.kind() == io::ErrorKind::ReadOnlyFilesystem)
+}
+
 fn open_lock(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path.join(LOCK))
 }

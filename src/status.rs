@@ -19,6 +19,9 @@ use crate::timer::unix_now;
 const FORMAT: u32 = 1;
 const NAME: &str = "status.json";
 
+/// The loop turns at least this often, so that one that hangs can be told from one that waits.
+pub const TURN_MAX: Duration = Duration::from_secs(60);
+
 /// An instant, by both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Moment {

@@ -3,9 +3,11 @@
 use std::process::Stdio;
 
 use super::start::{Spawned, spawn_detached, started};
+use super::take_over::state_error;
 use super::{Error, find_runner, hangs_for, say, state_path};
 use crate::cli::{Replace, Start};
 use crate::config::Environment;
+use crate::state;
 
 /// Returns the exit code.
 ///
@@ -16,6 +18,8 @@ pub fn ensure(options: &Start) -> Result<u8, Error> {
     let mut replace = None;
     if let Some(runner) = find_runner(&state)? {
         let Some(still_for) = hangs_for(&runner) else { return Ok(0) };
+        // It may live and only be unable to say so.
+        state::check_writable(&state).map_err(state_error)?;
         say(&format!(
             "the runner ({}) has not moved for {} s: replacing it",
             runner.name(),

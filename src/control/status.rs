@@ -19,8 +19,8 @@ use crate::execution::store::ExecutionDir;
 use crate::log::{self, printable};
 use crate::project::probe::PRINTED;
 use crate::shim;
-use crate::state::Occupant;
-use crate::status::{Key, Status};
+use crate::state::{self, Occupant};
+use crate::status::{Key, Status, TURN_MAX};
 use crate::sys;
 use crate::timer::{iso_8601, unix_now};
 
@@ -81,6 +81,9 @@ struct Says {
     reload_error: Option<String>,
     cannot_take: Option<String>,
     loop_seconds: f64,
+    /// A healthy loop turns at least this often.
+    #[serde(skip)]
+    may_turn_in: Duration,
 }
 
 #[derive(Serialize)]
@@ -213,6 +216,7 @@ fn runner_report(state: &Path, runner: &Occupant, says: Option<Status>) -> Runne
         log_file,
         says: says.map(|status| Says {
             loop_seconds: status.still_for().as_secs_f64(),
+            may_turn_in: TURN_MAX + status.longest_turn(),
             runner_version: status.runner_version,
             project: status.project,
             server_url: status.server_url,
@@ -225,7 +229,10 @@ fn runner_report(state: &Path, runner: &Occupant, says: Option<Status>) -> Runne
             outage_seconds: status.outage.as_ref().map(|outage| outage.since.age().as_secs_f64()),
             outage_cause: status.outage.map(|outage| outage.cause),
             reload_error: status.reload_error,
-            cannot_take: status.cannot_take,
+            // Where it cannot write it cannot say so.
+            cannot_take: status
+                .cannot_take
+                .or_else(|| state::read_only(runner.path()).map(|error| error.to_string())),
         }),
     }
 }
@@ -329,6 +336,10 @@ fn describe_runner(runner: &RunnerReport, line: &mut impl FnMut(&str, String)) {
     line("running", format!("{} since {since} ({uptime}), version {}", runner.name, says.runner_version));
     line("project", says.project.clone());
     let Some(server) = &says.server_url else { return line("loading", "the project is being loaded".into()) };
+    if says.loop_seconds > says.may_turn_in.as_secs_f64() {
+        let silence = span(says.loop_seconds);
+        line("silent", format!("for {silence}: it hangs, or cannot write here; what follows is from then"));
+    }
     let contact = says
         .last_contact_seconds
         .map_or_else(|| "no answer yet".to_owned(), |s| format!("answered {} ago", span(s)));

@@ -31,6 +31,8 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// It cannot be ended, or another one was faster.
 pub fn make_way(state: PathBuf, how: Replace) -> Result<StateDir, Error> {
     let Some(runner) = find_runner(&state)? else { return open(state) };
+    // On a disk that has become read-only the old runner looks after what runs, and the new one could not begin.
+    state::check_writable(&state).map_err(state_error)?;
     match how {
         Replace::Force => end_by_force(runner, FORCE_PATIENCE),
         // While the project was loaded another one has replaced it.

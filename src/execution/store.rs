@@ -236,13 +236,26 @@ impl ExecutionDir {
     /// The lock file cannot be opened.
     pub fn keeper(&self) -> io::Result<Keeper> {
         let path = self.path.join("shim.lock");
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let (mut file, read_only) = match options.open(&path) {
+            // A shim that lives can be found and asked all the same.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => match File::open(path) {
+                Ok(file) => (file, Some(error)),
+                Err(_) => return Err(error),
+            },
+            opened => (opened?, None),
+        };
         let mut content = String::new();
         match file.try_lock() {
             Ok(()) => {
                 file.read_to_string(&mut content)?;
-                Ok(if content.is_empty() { Keeper::Nobody(file) } else { Keeper::Dead })
+                match read_only {
+                    _ if !content.is_empty() => Ok(Keeper::Dead),
+                    // No shim could write its PID into it.
+                    Some(error) => Err(error),
+                    None => Ok(Keeper::Nobody(file)),
+                }
             }
             Err(TryLockError::WouldBlock) => {
                 file.read_to_string(&mut content)?;
@@ -345,7 +358,18 @@ impl ExecutionDir {
             .write(true)
             .mode(0o600)
             .open(self.reserve_path())?;
-        sys::allocate(&file, RESERVE)
+        sys::allocate(&file, RESERVE).inspect_err(|_| self.release_reserve())
+    }
+
+    /// Sets it aside again if it was given away.
+    ///
+    /// # Errors
+    /// There is no room for it now.
+    pub fn keep_reserve(&self) -> io::Result<()> {
+        match fs::metadata(self.reserve_path()) {
+            Ok(reserve) if reserve.len() >= RESERVE => Ok(()),
+            _ => self.reserve(),
+        }
     }
 
     /// Gives that room away, to whoever needs it most.

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::delivery::{self, Delivery};
 use crate::execution::segment::Stream;
 use crate::execution::store::{ExecutionDir, Exit, FORMAT, Keeper, Process, Spec, Task};
-use crate::execution::{Missing, Offer, Outcome};
+use crate::execution::{ExecutionId, Missing, Offer, Outcome};
 use crate::load::Loaded;
 use crate::log;
 use crate::policy::Rejection;
@@ -56,8 +56,32 @@ pub(super) struct Active {
     retry: Backoff,
     /// For what can be done without the network.
     tend_retry: Backoff,
+    /// That it begins cannot be recorded.
+    record_trouble: Trouble,
+    /// Its output cannot be read, or how far it is delivered not be written.
+    delivery_trouble: Trouble,
     /// The directory is gone: nothing can be done for this execution any more.
     gone: bool,
+}
+
+/// Something that the disk does not do: said when it begins and when it ends, however often it is tried in between.
+#[derive(Default)]
+struct Trouble {
+    is_said: bool,
+}
+
+impl Trouble {
+    fn met(&mut self, say: impl FnOnce()) {
+        if !std::mem::replace(&mut self.is_said, true) {
+            say();
+        }
+    }
+
+    fn is_over(&mut self, id: &ExecutionId) {
+        if std::mem::take(&mut self.is_said) {
+            log::info!("execution {id}: its files can be read and written again");
+        }
+    }
 }
 
 /// Lets policy decide on an offer.
@@ -151,6 +175,8 @@ impl Active {
             denied: false,
             retry: Backoff::new(Backoff::DELIVERY),
             tend_retry: Backoff::new(Backoff::DELIVERY),
+            record_trouble: Trouble::default(),
+            delivery_trouble: Trouble::default(),
             gone: false,
         }
     }
@@ -384,12 +410,17 @@ impl Active {
 
     fn announce_accepted(&mut self, audit: &mut Audit, now: Instant) {
         match self.record_start(audit) {
-            Ok(()) => self.announced = true,
+            Ok(()) => {
+                self.record_trouble.is_over(&self.spec.id);
+                self.announced = true;
+            }
             Err(error) => {
-                log::error!(
-                    "execution {}: cannot be recorded, so it is not begun: {error}; trying again",
-                    self.spec.id
-                );
+                let id = &self.spec.id;
+                self.record_trouble.met(|| {
+                    log::error!(
+                        "execution {id}: cannot be recorded, so it is not begun: {error}; trying again"
+                    );
+                });
                 self.unclear = true;
                 self.announce.failed(now, None);
             }
@@ -430,13 +461,19 @@ impl Active {
 
     /// The body of the next chunk, if there is one.
     pub(super) fn next_chunk(&mut self) -> Option<String> {
+        let id = &self.spec.id;
         match self.delivery.next(&self.dir, Instant::now()) {
-            Ok(chunk) => chunk.map(|chunk| chunk.body.clone()),
+            Ok(chunk) => {
+                self.delivery_trouble.is_over(id);
+                chunk.map(|chunk| chunk.body.clone())
+            }
             Err(error) => {
-                log::error!(
-                    "execution {}: its output cannot be read or its cursor not written: {error}",
-                    self.spec.id
-                );
+                self.delivery_trouble.met(|| {
+                    log::error!(
+                        "execution {id}: its output waits, because its files cannot be read or written: {error}; \
+                         trying again"
+                    );
+                });
                 self.retry.failed(Instant::now(), None);
                 None
             }
@@ -470,10 +507,18 @@ impl Active {
     /// How it ended, once everything before that is delivered and recorded so.
     pub(super) fn outcome_to_report(&mut self) -> Option<Outcome> {
         let Stage::Ended(outcome) = self.stage else { return None };
+        let id = &self.spec.id;
         match self.delivery.finish(&self.dir) {
-            Ok(()) => Some(outcome),
+            Ok(()) => {
+                self.delivery_trouble.is_over(id);
+                Some(outcome)
+            }
             Err(error) => {
-                log::error!("execution {}: its cursor cannot be written: {error}", self.spec.id);
+                self.delivery_trouble.met(|| {
+                    log::error!(
+                        "execution {id}: its end waits, because cursor.json cannot be written: {error}; trying again"
+                    );
+                });
                 self.retry.failed(Instant::now(), None);
                 None
             }

@@ -7,10 +7,8 @@ use super::executions::Active;
 use super::link::Link;
 use crate::log;
 use crate::notify::Notify;
-use crate::status::{Key, Moment, Status};
+use crate::status::{Key, Moment, Status, TURN_MAX};
 
-/// The loop turns at least this often, so that one that hangs can be told from one that waits.
-const TURN_MAX: Duration = Duration::from_secs(60);
 /// The time of the service's last answer, and how much it has, are written this often; other changes at once.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a turn may take besides its one request: name lookups and a busy disk.
@@ -20,6 +18,8 @@ pub(super) struct Report {
     state: PathBuf,
     status: Status,
     written: Option<(Instant, Status)>,
+    /// The disk did not take what was last written.
+    is_unsaid: bool,
     notify: Notify,
     fed: Instant,
     longest_turn: Duration,
@@ -33,6 +33,7 @@ impl Report {
             state,
             status,
             written: None,
+            is_unsaid: false,
             notify,
             fed: Instant::now(),
             longest_turn: TURN_SLACK,
@@ -122,7 +123,7 @@ impl Report {
                 }
                 let interval = if calm != self.status {
                     Duration::ZERO
-                } else if *written != self.status {
+                } else if *written != self.status || self.is_unsaid {
                     PROGRESS_INTERVAL
                 } else {
                     TURN_MAX
@@ -132,7 +133,9 @@ impl Report {
         };
         if is_due && !self.is_replaced {
             self.status.turned = Moment::now();
-            if let Err(error) = self.status.write(&self.state) {
+            let result = self.status.write(&self.state);
+            self.is_unsaid = result.is_err();
+            if let Err(error) = result {
                 log::debug!("status.json cannot be written: {error}");
                 // Old words are worse than none: they pass for those of a runner that hangs.
                 Status::remove(&self.state);

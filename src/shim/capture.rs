@@ -77,6 +77,14 @@ impl Capture {
         lock(&self.output).end()
     }
 
+    /// Tries once more to say what the disk did not take at the end.
+    ///
+    /// # Errors
+    /// It still does not.
+    pub fn say_last_words(&self) -> io::Result<()> {
+        lock(&self.output).say_last_words()
+    }
+
     /// Whether a background process holds a pipe still.
     pub fn is_open(&self) -> bool {
         self.open > 0
@@ -118,6 +126,8 @@ struct Output {
     stderr: Decoder,
     /// Of both streams.
     missing: Missing,
+    /// The last words, as long as the disk does not take them.
+    unsaid: Vec<u8>,
     /// How the command ended is being written down: what still comes is dropped.
     ended: bool,
 }
@@ -128,7 +138,18 @@ impl Output {
         let length = file.metadata()?.len();
         let [stdout, stderr] = [Stream::Stdout, Stream::Stderr].map(Decoder::new);
         let missing = Missing::default();
-        Ok(Self { dir: dir.clone(), file, length, kept: 0, limit, stdout, stderr, missing, ended: false })
+        Ok(Self {
+            dir: dir.clone(),
+            file,
+            length,
+            kept: 0,
+            limit,
+            stdout,
+            stderr,
+            missing,
+            unsaid: Vec::new(),
+            ended: false,
+        })
     }
 
     /// Records what a command has written, or counts it if it cannot be recorded.
@@ -149,7 +170,8 @@ impl Output {
             let mut lines = Vec::new();
             decoder.notice(limit, &mut lines);
             decoder.feed(piece, unix_now(), &mut lines);
-            if self.append(&lines).is_ok() {
+            // Output alone must never use up the room without which nothing could be delivered, and no room be made.
+            if self.dir.keep_reserve().and_then(|()| self.append(&lines)).is_ok() {
                 self.kept += count;
             } else {
                 self.missing.lost += count;
@@ -173,11 +195,17 @@ impl Output {
         }
         decoder.notice(limit, &mut lines);
         decoder.finish(unix_now(), &mut lines);
-        if self.append(&lines).is_err() {
-            // It is the last word: for that there is a reserve. Without room even so, it is counted all the same.
+        self.unsaid.append(&mut lines);
+        if self.say_last_words().is_err() {
+            // For them there is a reserve. Without room even so, they wait for some with the command's end.
             self.dir.release_reserve();
-            let _ = self.append(&lines);
+            let _ = self.say_last_words();
         }
+    }
+
+    fn say_last_words(&mut self) -> io::Result<()> {
+        let lines = std::mem::take(&mut self.unsaid);
+        self.append(&lines).inspect_err(|_| self.unsaid = lines)
     }
 
     /// Nothing is recorded any more, whoever goes on writing. Returns what is missing.

@@ -147,7 +147,8 @@ fn hold_lock_and_look_after(dir: &ExecutionDir) -> io::Result<()> {
     if let Err(error) = look_after(dir, &signals) {
         let text = format!("[djangocommand: the command cannot be looked after: {error}]\n");
         let _ = dir.append_text(Stream::Stderr, unix_now(), &text);
-        write_exit(dir, &signals, Outcome::FAILED, begun, Missing::default());
+        let duration = begun.elapsed().as_secs_f64();
+        until_on_disk(dir, &signals, || dir.write_exit(Outcome::FAILED, duration, Missing::default()));
     }
     Ok(())
 }
@@ -184,7 +185,8 @@ fn look_after(dir: &ExecutionDir, signals: &Signals) -> io::Result<()> {
         Err(error) => {
             let text = format!("Cannot run '{}' in '{}': {error}.\n", process.argv[0], process.directory);
             let _ = dir.append_text(Stream::Stderr, unix_now(), &text);
-            write_exit(dir, signals, Outcome::FAILED, begun, Missing::default());
+            let duration = begun.elapsed().as_secs_f64();
+            until_on_disk(dir, signals, || dir.write_exit(Outcome::FAILED, duration, Missing::default()));
             return Ok(());
         }
     };
@@ -192,7 +194,12 @@ fn look_after(dir: &ExecutionDir, signals: &Signals) -> io::Result<()> {
     let deadline = process.timeout.map(|seconds| begun + Duration::from_secs_f64(seconds));
     let outcome = Watch { signals, pid: child.id(), deadline, exit: None, ending: None }.until_the_end();
     let missing = capture.end(Instant::now() + LINGER);
-    write_exit(dir, signals, outcome, begun, missing);
+    let duration = begun.elapsed().as_secs_f64();
+    until_on_disk(dir, signals, || {
+        // What is missing is said there too, so that must not wait for this.
+        let _ = capture.say_last_words();
+        dir.write_exit(outcome, duration, missing)
+    });
     // A background process may go on writing: without a reader it would be killed by SIGPIPE. What it orphans while it
     // lives becomes our child and must not stay a zombie.
     if capture.is_open() {
@@ -220,9 +227,8 @@ fn spawn(process: &Process) -> io::Result<Child> {
 }
 
 /// How it ended is not given up on a full disk; only a directory that is gone ends the wait.
-fn write_exit(dir: &ExecutionDir, signals: &Signals, outcome: Outcome, begun: Instant, missing: Missing) {
-    let duration = begun.elapsed().as_secs_f64();
-    while dir.write_exit(outcome, duration, missing).is_err() && dir.path().exists() {
+fn until_on_disk(dir: &ExecutionDir, signals: &Signals, mut write: impl FnMut() -> io::Result<()>) {
+    while write().is_err() && dir.path().exists() {
         signals.wait(DISK_RETRY);
     }
 }

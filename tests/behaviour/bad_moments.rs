@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::preload::Preload;
 use crate::support::project::{Project, fake_project, fake_project_called, system_python};
 use crate::support::runner::{Ended, Runner, copy_binary, status, wait_for_status};
 use crate::support::server::{Endpoint, Fault, Job, KEY, Server, fresh_uuid_v4};
@@ -237,14 +238,21 @@ fn a_runner_whose_state_directory_is_removed_says_so_once_makes_it_anew_and_goes
     stage.knows_its_own_words(runner.pid());
     let id = stage.server.enqueue(Job::new("slow").args("3 0.1"));
     assert_eq!(stage.server.completed(&id, WITHIN).status, "success");
-    // The same while something runs: what was written of that is lost, and the next one is as good as before.
+    assert_eq!(runner.log().matches("it is made anew").count(), 1, "{}", runner.log());
+    assert!(runner.stop(WITHIN).success());
+}
+
+#[test]
+fn what_runs_when_the_state_directory_is_removed_is_lost_alone_and_that_is_said() {
+    let stage = Stage::new();
+    let runner = stage.runner("start").start();
     let lost = stage.server.enqueue(Job::new("slow").args("10 0.1"));
     shows(&stage.server, &lost, "line 1\n");
     remove_all(stage.state.path());
     runner.wait_for_log(&format!("execution {lost}: its directory is gone"), WITHIN);
     let id = stage.server.enqueue(Job::new("echo"));
     assert_eq!(stage.server.completed(&id, WITHIN).status, "success");
-    assert_eq!(runner.log().matches("it is made anew").count(), 2, "{}", runner.log());
+    assert_eq!(runner.log().matches("it is made anew").count(), 1, "{}", runner.log());
     let stopped = stage.run("stop", &[]);
     assert_eq!((stopped.code(), stopped.stdout), (Some(0), format!("stopped (PID {})\n", runner.pid())));
     assert_eq!(runner.wait_exit(WITHIN).code(), Some(0));
@@ -343,16 +351,16 @@ fn a_clock_that_is_set_forward_by_an_hour_changes_no_rhythm_either() {
 
 /// Sets the clock by so much while a command runs; what the status said after that.
 fn clock_is_set(seconds: i32) -> Value {
-    let (stage, clock) = (Stage::new(), Clock::new());
+    let (stage, preload) = (Stage::new(), Preload::new());
     let id = stage.server.enqueue(Job::new("wait_for_go"));
-    let typed = |name| clock.applied(stage.runner(name));
+    let typed = |name| preload.applied(stage.runner(name), &stage.state);
     let start = typed("start").args(["-d", "--no-reload"]).env("DJANGOCOMMAND_HEARTBEAT_INTERVAL", "5");
     let started = start.run_to_end(WITHIN);
     assert_eq!(started.code(), Some(0), "{started:?}");
     shows(&stage.server, &id, "ready\n");
     stage.knows_its_own_words(stage.detached()[0]);
     let set = Instant::now();
-    stage.server.set_clock_ahead(f64::from(seconds), || clock.set(seconds));
+    stage.server.set_clock_ahead(f64::from(seconds), || preload.set_clock_ahead(seconds));
 
     let report = typed("status").arg("--json").run_to_end(WITHIN);
     assert_eq!(report.code(), Some(0), "{report:?}");
@@ -381,80 +389,6 @@ fn clock_is_set(seconds: i32) -> Value {
     let stopped = typed("stop").run_to_end(WITHIN);
     assert_eq!(stopped.code(), Some(0), "{stopped:?}");
     report
-}
-
-/// A library that is loaded before all others and adds what a file says to the time of day.
-struct Clock(TempDir);
-
-const CLOCK: &str = r#"
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <stdlib.h>
-#include <sys/syscall.h>
-#include <sys/time.h>
-#include <time.h>
-#include <unistd.h>
-
-static long ahead(void) {
-    char text[32] = {0};
-    int before = errno;
-    const char *path = getenv("CLOCK_FILE");
-    int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-    if (fd >= 0) {
-        if (read(fd, text, sizeof text - 1) < 0) text[0] = 0;
-        close(fd);
-    }
-    errno = before;
-    return atol(text);
-}
-
-int clock_gettime(clockid_t clock, struct timespec *now) {
-    int result = syscall(SYS_clock_gettime, clock, now);
-    if (result == 0 && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += ahead();
-    return result;
-}
-
-int gettimeofday(struct timeval *now, void *zone) {
-    struct timespec exact;
-    (void)zone;
-    clock_gettime(CLOCK_REALTIME, &exact);
-    now->tv_sec = exact.tv_sec;
-    now->tv_usec = exact.tv_nsec / 1000;
-    return 0;
-}
-
-time_t time(time_t *now) {
-    struct timespec exact;
-    clock_gettime(CLOCK_REALTIME, &exact);
-    if (now) *now = exact.tv_sec;
-    return exact.tv_sec;
-}
-"#;
-
-impl Clock {
-    fn new() -> Self {
-        let clock = Clock(TempDir::new().unwrap());
-        fs::write(clock.0.path().join("clock.c"), CLOCK).unwrap();
-        let mut cc = Command::new("cc");
-        let built =
-            cc.args(["-shared", "-fPIC", "-o", "clock.so", "clock.c"]).current_dir(clock.0.path()).status();
-        assert!(built.expect("the tests need a C compiler").success());
-        clock.set(0);
-        clock
-    }
-
-    /// At once and whole, whoever reads it meanwhile.
-    fn set(&self, seconds: i32) {
-        let (next, file) = (self.0.path().join("next"), self.0.path().join("clock"));
-        fs::write(&next, seconds.to_string()).unwrap();
-        fs::rename(next, file).unwrap();
-    }
-
-    fn applied<'a>(&self, runner: Runner<'a>) -> Runner<'a> {
-        let path = |name: &str| self.0.path().join(name);
-        runner.env("LD_PRELOAD", path("clock.so")).env("CLOCK_FILE", path("clock"))
-    }
 }
 
 /// A service, a project with one more command, and one state directory.

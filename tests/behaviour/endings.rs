@@ -16,29 +16,73 @@ const GRACE: Duration = Duration::from_secs(5);
 const TIMEOUT: f64 = 3.0;
 
 #[test]
-fn a_timeout_ends_a_command_and_all_that_came_from_it_gently_first_then_by_force() {
+fn a_timeout_ends_a_command_and_its_children_gently_first_and_what_it_says_then_is_delivered() {
     let (server, project) = (Server::start(), fake_project());
-    let [polite, stubborn, daemon, family] = ["on_term", "ignore_term", "escape", "forks"]
-        .map(|command| server.enqueue(Job::new(command).timeout(TIMEOUT)));
+    let [polite, family] =
+        ["on_term", "forks"].map(|command| server.enqueue(Job::new(command).timeout(TIMEOUT)));
     let runner = Runner::in_project(&project).server(&server).start();
-    for id in [&polite, &stubborn, &daemon, &family] {
+    for id in [&polite, &family] {
         let end = server.completed(id, WITHIN);
         assert_eq!((end.exit_code, end.status.as_str()), (-1, "timed_out"));
-    }
-    // What a command says while it cleans up is delivered.
-    assert_eq!(stdout(&server, &polite), "ready\ncleaning up\n");
-    assert_eq!(stdout(&server, &stubborn), "ready\n");
-    let timeout = Duration::from_secs_f64(TIMEOUT);
-    for id in [&polite, &family] {
-        let ran = duration(&server, id);
+        let (ran, timeout) = (duration(&server, id), Duration::from_secs_f64(TIMEOUT));
         assert!(ran >= timeout && ran < timeout + GRACE - Duration::from_millis(500), "{ran:?}");
     }
-    for id in [&stubborn, &daemon] {
-        assert!(duration(&server, id) >= timeout + GRACE, "{:?}", duration(&server, id));
-    }
-    let pids = [pids(&server, &daemon), pids(&server, &family)].concat();
-    assert_eq!(pids.len(), 5);
+    assert_eq!(stdout(&server, &polite), "ready\ncleaning up\n");
+    let pids = pids(&server, &family);
+    assert_eq!(pids.len(), 3);
     assert!(!pids.iter().any(|pid| is_alive(*pid)), "{pids:?}");
+    eventually("the end of the shims", || runner.state_dir().processes() == [runner.pid()]);
+}
+
+#[test]
+fn a_command_that_ignores_sigterm_is_killed_five_seconds_after_a_timeout_or_a_cancel() {
+    let (server, project) = (Server::start(), fake_project());
+    let events = server.events();
+    let timed_out = server.enqueue(Job::new("ignore_term").timeout(TIMEOUT));
+    let cancelled = server.enqueue(Job::new("ignore_term").no_timeout());
+    let runner = Runner::in_project(&project).server(&server).start();
+    server.wait_for("it to be ready", WITHIN, |state| {
+        (state.execution(&cancelled).stdout() == "ready\n").then_some(())
+    });
+    server.cancel(&cancelled);
+    let told = loop {
+        let event = events.recv_timeout(WITHIN).expect("the runner asks every 2 s");
+        if matches!(event.kind, EventKind::CancelTold { ref id, .. } if *id == cancelled) {
+            break event.moment.at;
+        }
+    };
+    let (late, end) = (server.completed(&timed_out, WITHIN), server.completed(&cancelled, WITHIN));
+    assert_eq!((late.exit_code, late.status.as_str()), (-1, "timed_out"));
+    assert_eq!((end.exit_code, end.status.as_str()), (-9, "cancelled"));
+    assert_eq!(stdout(&server, &timed_out), "ready\n");
+    // The grace and no more than what a busy machine adds.
+    let after = [duration(&server, &timed_out) - Duration::from_secs_f64(TIMEOUT), end.at - told];
+    println!("killed {after:?} after the time was over and after the cancel was told");
+    assert!(after.iter().all(|after| (GRACE..2 * GRACE).contains(after)), "{after:?}");
+    eventually("the end of the shims", || runner.state_dir().processes() == [runner.pid()]);
+}
+
+#[test]
+fn a_daemon_of_two_forks_in_a_session_of_its_own_that_ignores_sigterm_dies_with_its_command() {
+    let (server, project) = (Server::start(), fake_project());
+    let timed_out = server.enqueue(Job::new("escape").timeout(TIMEOUT));
+    let [gently, by_force] = [(); 2].map(|()| server.enqueue(Job::new("escape")));
+    let runner = Runner::in_project(&project).server(&server).start();
+    let mut all = Vec::new();
+    for id in [&timed_out, &gently, &by_force] {
+        server
+            .wait_for("the PIDs", WITHIN, |state| state.execution(id).stdout().ends_with('\n').then_some(()));
+        all.extend(pids(&server, id));
+    }
+    assert_eq!(all.len(), 6);
+    server.cancel(&gently);
+    server.force_cancel(&by_force);
+    cancelled(&server, &by_force, -9);
+    cancelled(&server, &gently, -15);
+    let end = server.completed(&timed_out, WITHIN);
+    assert_eq!((end.exit_code, end.status.as_str()), (-1, "timed_out"));
+    assert!(duration(&server, &timed_out) >= Duration::from_secs_f64(TIMEOUT) + GRACE);
+    assert!(!all.iter().any(|pid| is_alive(*pid)), "{all:?}");
     eventually("the end of the shims", || runner.state_dir().processes() == [runner.pid()]);
 }
 
@@ -88,23 +132,20 @@ fn a_cancel_ends_a_command_gently_and_force_ends_it_at_once_even_after_a_gentle_
 #[test]
 fn nothing_of_a_cancelled_command_survives() {
     let (server, project) = (Server::start(), fake_project());
-    let [family, daemon, forced] =
-        ["forks", "escape", "escape"].map(|command| server.enqueue(Job::new(command)));
+    let [gently, by_force] = [(); 2].map(|()| server.enqueue(Job::new("forks")));
     let runner = Runner::in_project(&project).server(&server).start();
     let mut all = Vec::new();
-    for id in [&family, &daemon, &forced] {
+    for id in [&gently, &by_force] {
         server
             .wait_for("the PIDs", WITHIN, |state| state.execution(id).stdout().ends_with('\n').then_some(()));
         all.extend(pids(&server, id));
     }
-    assert_eq!(all.len(), 7);
+    assert_eq!(all.len(), 6);
     assert!(all.iter().all(|pid| is_alive(*pid)), "{all:?}");
-    server.cancel(&family);
-    server.cancel(&daemon);
-    server.force_cancel(&forced);
-    cancelled(&server, &family, -15);
-    cancelled(&server, &daemon, -15);
-    cancelled(&server, &forced, -9);
+    server.cancel(&gently);
+    server.force_cancel(&by_force);
+    cancelled(&server, &gently, -15);
+    cancelled(&server, &by_force, -9);
     assert!(!all.iter().any(|pid| is_alive(*pid)), "{all:?}");
     eventually("the end of the shims", || runner.state_dir().processes() == [runner.pid()]);
 }

@@ -245,17 +245,20 @@ fn a_process_that_cannot_be_started_is_a_failure_that_says_why() {
 }
 
 #[test]
-fn a_process_that_ends_before_anybody_looks_is_reported_all_the_same() {
+fn of_two_hundred_processes_that_end_before_anybody_looks_each_is_reported_all_the_same() {
     // The interpreter that the probe reports runs the commands, so this makes commands that end at once.
-    let project = fake_project_with_settings("import sys\nsys.executable = '/bin/true'");
+    let project = fake_project_with_settings("import sys\nsys.executable = '/bin/false'");
     let server = Server::start();
-    let ids: Vec<String> = (0..30).map(|_| server.enqueue(Job::new("echo"))).collect();
-    let _runner = Runner::in_project(&project).server(&server).start();
+    let ids: Vec<String> = (0..200).map(|_| server.enqueue(Job::new("echo"))).collect();
+    let runner = Runner::in_project(&project).server(&server).start();
     for id in &ids {
-        let end = server.completed(id, WITHIN);
-        assert_eq!((end.exit_code, end.status.as_str()), (0, "success"));
+        let end = server.completed(id, 2 * WITHIN);
+        assert_eq!((end.exit_code, end.status.as_str()), (1, "failed"));
         assert_eq!(output(&server, id), (String::new(), String::new()));
     }
+    server.state(|state| assert_eq!(state.of(Endpoint::Complete).count(), 200));
+    assert!(runner.stop(WITHIN).success());
+    assert!(runner.state_dir().executions().is_empty());
 }
 
 #[test]

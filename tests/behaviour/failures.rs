@@ -282,50 +282,99 @@ fn a_refusal_that_lasts_is_said_at_its_beginning_and_at_its_end() {
 }
 
 #[test]
-fn a_definite_refusal_ends_that_request_and_nothing_else() {
-    let (server, project) = (Server::start(), fake_project());
-    let runner = configured(&project, &server, &[]);
-    let run_all = |endpoint, codes: &[u16], fault: fn(u16) -> Fault| -> Vec<String> {
-        codes.iter().for_each(|code| server.next(endpoint, fault(*code)));
-        // One write and so one chunk, which Python's `print` is not.
-        let ids: Vec<String> = codes.iter().map(|_| server.enqueue(Job::new("raw").args("6f6b0a"))).collect();
-        for id in &ids {
-            server.wait_for(&format!("the completion of {id} to be sent"), LATER, |state| {
-                state.of(Endpoint::Complete).find(|r| r.execution.as_ref() == Some(id)).map(|_| ())
+fn a_server_error_or_a_429_is_tried_again_on_every_endpoint_and_nothing_is_lost_or_done_twice() {
+    let project = fake_project();
+    thread::scope(|scope| {
+        for code in [500, 502, 503, 504, 429] {
+            let project = &project;
+            scope.spawn(move || {
+                let server = Server::start();
+                Endpoint::ALL.into_iter().for_each(|endpoint| server.next(endpoint, Fault::status(code)));
+                // Long enough to be asked about twice.
+                let id = server.enqueue(Job::new("slow").args("12 0.5"));
+                let runner = configured(project, &server, &[]);
+                assert_eq!(server.completed(&id, LATER).exit_code, 0, "{code}");
+                assert!(runner.stop(SOON).success(), "{code}");
+                assert!(runner.state_dir().executions().is_empty(), "{code}");
+                server.state(|state| {
+                    let numbers: String = (1..=12).map(|number| format!("line {number}\n")).collect();
+                    assert_eq!(state.execution(&id).stdout(), numbers, "{code}");
+                    for endpoint in Endpoint::ALL {
+                        let failures = state.of(endpoint).filter(|request| request.status == code).count();
+                        assert_eq!(failures, 1, "{endpoint:?} {}", state.log());
+                        assert!(state.of(endpoint).count() > 1, "{endpoint:?} {}", state.log());
+                    }
+                    assert_eq!(state.of(Endpoint::Start).count(), 2, "{}", state.log());
+                    assert_eq!(state.of(Endpoint::Complete).count(), 2, "{}", state.log());
+                });
             });
         }
-        ids
-    };
-    // A refused start gives the execution up; if it stays on the list, it is tried anew a heartbeat later.
-    for id in run_all(Endpoint::Start, &[400, 404, 409, 410], Fault::status) {
-        assert_eq!(server.completed(&id, SOON).exit_code, 0);
+    });
+}
+
+#[test]
+fn a_start_that_is_refused_gives_the_execution_up_and_what_stays_on_the_list_is_tried_a_heartbeat_later() {
+    let (server, project, codes) = (Server::start(), fake_project(), [400, 404, 409, 410]);
+    codes.iter().for_each(|code| server.next(Endpoint::Start, Fault::status(*code)));
+    let ids = codes.map(|_| server.enqueue(Job::new("echo")));
+    let runner = configured(&project, &server, &[]);
+    ids.iter().for_each(|id| assert_eq!(server.completed(id, LATER).exit_code, 0));
+    server.state(|state| {
+        for id in &ids {
+            let of_id = state.of(Endpoint::Start).filter(|request| request.execution.as_ref() == Some(id));
+            let times: Vec<Instant> = of_id.map(|request| request.at).collect();
+            assert_eq!(times.len(), 2, "{}", state.log());
+            assert!(times[1] - times[0] >= Duration::from_secs(BEAT), "{}", state.log());
+        }
+    });
+    said_in_each_case(&runner, "is given up", &codes);
+}
+
+#[test]
+fn a_chunk_of_an_execution_that_the_service_does_not_know_is_not_sent_again_and_the_end_is_reported() {
+    let (server, project, codes) = (Server::start(), fake_project(), [404, 410]);
+    chunk_is_refused(&server, &project, &codes);
+}
+
+/// A number stands for one content, so the service has that chunk already.
+#[test]
+fn a_chunk_that_the_service_says_it_has_is_not_sent_again_and_the_end_is_reported() {
+    let (server, project) = (Server::start(), fake_project());
+    let runner = chunk_is_refused(&server, &project, &[409]);
+    let log = runner.log();
+    assert!(!log.contains(" warning ") && !log.contains(" error "), "{log}");
+}
+
+fn chunk_is_refused(server: &Server, project: &Project, codes: &[u16]) -> Running {
+    codes.iter().for_each(|code| server.next(Endpoint::Output, Fault::status(*code)));
+    // One write and so one chunk, which Python's `print` is not.
+    let ids: Vec<String> = codes.iter().map(|_| server.enqueue(Job::new("raw").args("6f6b0a"))).collect();
+    let runner = configured(project, server, &[]);
+    for id in &ids {
+        assert_eq!(server.completed(id, LATER).exit_code, 0);
+        assert_eq!(server.state(|state| state.execution(id).stdout()), "");
     }
-    assert_eq!(server.state(|state| state.of(Endpoint::Start).count()), 8);
-    // What is refused of the output is not sent again, but how the command ended is still reported.
-    for id in run_all(Endpoint::Output, &[404, 409, 410], Fault::status) {
-        assert_eq!(server.completed(&id, SOON).exit_code, 0);
-        assert_eq!(server.state(|state| state.execution(&id).stdout()), "");
-    }
-    assert_eq!(server.state(|state| state.of(Endpoint::Output).count()), 4 + 3);
-    let refused = run_all(Endpoint::Complete, &[400, 404, 409, 410], Fault::ProcessedThenStatus);
-    let after = server.enqueue(Job::new("echo"));
+    assert_eq!(server.state(|state| state.of(Endpoint::Output).count()), codes.len());
+    let said: Vec<u16> = codes.iter().copied().filter(|code| *code != 409).collect();
+    said_in_each_case(&runner, "the service wants no more of its output", &said);
+    runner
+}
+
+#[test]
+fn a_completion_that_is_refused_is_not_sent_again_and_nothing_is_left_of_the_execution() {
+    let (server, project, codes) = (Server::start(), fake_project(), [400, 404, 409, 410]);
+    codes.iter().for_each(|code| server.next(Endpoint::Complete, Fault::ProcessedThenStatus(*code)));
+    let ids = codes.map(|_| server.enqueue(Job::new("echo")));
+    let runner = configured(&project, &server, &[]);
+    ids.iter().for_each(|id| assert_eq!(server.completed(id, LATER).exit_code, 0));
+    // Another one is run afterwards, and by then each of them would have been sent again.
+    let after = server.enqueue(Job::new("slow").args("3 0.7"));
     assert_eq!(server.completed(&after, LATER).exit_code, 0);
     assert!(runner.stop(SOON).success());
     assert!(runner.state_dir().executions().is_empty());
-    server.state(|state| {
-        for id in &refused {
-            let sent = state.of(Endpoint::Complete).filter(|r| r.execution.as_ref() == Some(id));
-            assert_eq!(sent.count(), 1);
-        }
-    });
-    let log = runner.log();
-    for (said, count) in [
-        ("is given up: refused with status 4", 4),
-        ("the service wants no more of its output: refused with status 4", 2),
-        ("the service does not want to know that it ended: refused with status 4", 3),
-    ] {
-        assert_eq!(log.matches(said).count(), count, "{said}: {log}");
-    }
+    server.state(|state| assert_eq!(state.of(Endpoint::Complete).count(), 5, "{}", state.log()));
+    // 409: an earlier report got through, which is as good as an acknowledgement.
+    said_in_each_case(&runner, "the service does not want to know that it ended", &[400, 404, 410]);
 }
 
 #[test]
@@ -365,6 +414,15 @@ fn configured(project: &Project, server: &Server, settings: &[(&str, &str)]) -> 
         runner = runner.env(&format!("DJANGOCOMMAND_{name}"), value);
     }
     runner.start()
+}
+
+/// That something is said once with each of these statuses, and never else.
+fn said_in_each_case(runner: &Running, text: &str, codes: &[u16]) {
+    let log = runner.log();
+    assert_eq!(log.matches(text).count(), codes.len(), "{log}");
+    for code in codes {
+        assert_eq!(log.matches(&format!("{text}: refused with status {code}")).count(), 1, "{code}: {log}");
+    }
 }
 
 fn wait_for_requests(server: &Server, endpoint: Endpoint, count: usize) {

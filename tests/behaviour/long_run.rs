@@ -142,7 +142,7 @@ fn outage(length: Duration) {
     let lines = length.as_secs() + 20;
     let (server, project) = (Server::start(), fake_project());
     let events = server.events();
-    let id = server.enqueue(Job::new("slow").args(&format!("{lines} 1")));
+    let id = server.enqueue(Job::new("slow").args(&format!("{lines} 1")).no_timeout());
     let runner = start(&project, &server);
     shows(&server, &id, "line 4\n");
     assert_small_during(&format!("an outage of {length:?}"), &runner, || {
@@ -197,5 +197,8 @@ fn sizes_when_idle(state: &Path) -> BTreeMap<String, u64> {
         pause(Duration::from_millis(10));
     }
     let entries = fs::read_dir(state).unwrap().map(Result::unwrap);
-    entries.map(|entry| (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().len())).collect()
+    let entries = entries.map(|entry| (entry.file_name().into_string().unwrap(), entry.path()));
+    // A file that is just being written has another name, and may be gone before it is looked at.
+    let lasting = entries.filter(|(name, _)| !name.ends_with(".tmp"));
+    lasting.map(|(name, path)| (name, fs::metadata(path).unwrap().len())).collect()
 }

@@ -52,7 +52,7 @@ mod long_run;
 /// Nonsense: answers that are not the service's.
 #[cfg(test)]
 mod nonsense;
-/// Odd commands: those that die talking, leave daemons, change under the runner's eyes, or come thirty at once.
+/// Odd commands: those that die talking, leave daemons, change under the runner's eyes, or come by the hundred.
 #[cfg(test)]
 mod odd_commands;
 /// Offers: the pending list, right and wrong entries, never twice.
@@ -64,6 +64,9 @@ mod once;
 /// Output: bytes to text, times, chunks, metadata-only.
 #[cfg(test)]
 mod output;
+/// A read-only disk: under a runner that works, and before one can begin.
+#[cfg(test)]
+mod read_only;
 /// Reloading: new settings and commands, by a signal or because files have changed, while work goes on.
 #[cfg(test)]
 mod reloading;
@@ -76,6 +79,9 @@ mod service;
 /// Signals: drain, cancel, and the end.
 #[cfg(test)]
 mod signals;
+/// A host that sleeps: nothing moves for hours, and then the time of day is another.
+#[cfg(test)]
+mod sleep;
 /// Status: what it shows of a runner in each of its states, and that it disturbs nobody.
 #[cfg(test)]
 mod status;

@@ -32,34 +32,40 @@ fn a_redirect_is_never_followed_and_the_error_names_its_target() {
 }
 
 #[test]
+fn an_html_page_with_200_acknowledges_nothing_on_any_endpoint_and_what_was_sent_is_sent_again() {
+    let said = "Please log in</body></html>'; is there a proxy or a login page in between?";
+    is_met_on_every_endpoint("a login page", &html(200), said);
+}
+
+#[test]
 fn an_answer_that_is_nonsense_is_an_error_value_on_every_endpoint_and_all_is_well_afterwards() {
-    let project = fake_project();
     thread::scope(|scope| {
         for (name, fault, said) in nonsense() {
-            let project = &project;
-            scope.spawn(move || {
-                let server = Server::start();
-                Endpoint::ALL.into_iter().for_each(|endpoint| server.next(endpoint, fault.clone()));
-                // Long enough to be asked about twice.
-                let id = server.enqueue(Job::new("slow").args("13 0.5"));
-                let runner = Runner::in_project(project).server(&server);
-                let runner = runner.env("DJANGOCOMMAND_REQUEST_TIMEOUT", "1").start();
-                assert_eq!(server.completed(&id, LATER).exit_code, 0, "{name}");
-                assert!(runner.stop(LATER).success(), "{name}");
-                assert!(runner.state_dir().executions().is_empty(), "{name}");
-                let log = runner.log();
-                assert!(log.contains(said), "{name}: {said:?} is not in\n{log}");
-                server.state(|state| {
-                    // A chunk that was answered with nonsense counts as not delivered: it is sent again.
-                    for endpoint in Endpoint::ALL {
-                        let count = state.of(endpoint).count();
-                        assert!(count >= 2, "{endpoint:?} was not sent again after {name}");
-                    }
-                    let lines: String = (1..=13).map(|number| format!("line {number}\n")).collect();
-                    assert_eq!(state.execution(&id).stdout(), lines, "{name}");
-                });
-            });
+            scope.spawn(move || is_met_on_every_endpoint(name, &fault, said));
         }
+    });
+}
+
+fn is_met_on_every_endpoint(name: &str, fault: &Fault, said: &str) {
+    let (server, project) = (Server::start(), fake_project());
+    Endpoint::ALL.into_iter().for_each(|endpoint| server.next(endpoint, fault.clone()));
+    // Long enough to be asked about twice.
+    let id = server.enqueue(Job::new("slow").args("13 0.5"));
+    let runner = Runner::in_project(&project).server(&server);
+    let runner = runner.env("DJANGOCOMMAND_REQUEST_TIMEOUT", "1").start();
+    assert_eq!(server.completed(&id, LATER).exit_code, 0, "{name}");
+    assert!(runner.stop(LATER).success(), "{name}");
+    assert!(runner.state_dir().executions().is_empty(), "{name}");
+    let log = runner.log();
+    assert!(log.contains(said), "{name}: {said:?} is not in\n{log}");
+    server.state(|state| {
+        // A chunk that was answered with nonsense counts as not delivered: it is sent again.
+        for endpoint in Endpoint::ALL {
+            let count = state.of(endpoint).count();
+            assert!(count >= 2, "{endpoint:?} was not sent again after {name}");
+        }
+        let lines: String = (1..=13).map(|number| format!("line {number}\n")).collect();
+        assert_eq!(state.execution(&id).stdout(), lines, "{name}");
     });
 }
 
@@ -85,25 +91,22 @@ fn fields_of_the_wrong_type_are_an_error_value() {
     assert_eq!(runner.log().matches("the server's answer is not the service's (invalid type").count(), 7);
 }
 
+/// Not processed, whatever the status says: so what is answered like this must come again.
+fn answer(code: u16, kind: &str, body: &str) -> Fault {
+    let headers = vec![("Content-Type".to_owned(), kind.to_owned())];
+    Fault::Status { code, headers, body: body.to_owned() }
+}
+
+fn html(code: u16) -> Fault {
+    answer(code, "text/html", "<!DOCTYPE html><html><body>Please log in</body></html>")
+}
+
 /// Answers that are not the service's, and what is said of them.
 fn nonsense() -> Vec<(&'static str, Fault, &'static str)> {
-    let page = String::from("<!DOCTYPE html><html><body>Please log in</body></html>");
-    // Not processed, whatever the status says: so what is answered like this must come again.
-    let answer = |code, kind: &str, body: &str| Fault::Status {
-        code,
-        headers: vec![("Content-Type".to_owned(), kind.to_owned())],
-        body: body.to_owned(),
-    };
-    let html = |code| answer(code, "text/html", &page);
     let text = |body: &str| answer(200, "application/json", body);
     let raw = |bytes: &[u8]| Fault::Raw(bytes.to_vec());
     let unreachable = "the service cannot be reached (heartbeat): ";
     vec![
-        (
-            "a login page",
-            html(200),
-            "Please log in</body></html>'; is there a proxy or a login page in between?",
-        ),
         ("an error page", html(503), "the server answers 503: '<!DOCTYPE html>"),
         ("an array", text("[true, 1, \"active\", null]"), "is not the service's (no JSON object)"),
         ("nothing at all", text("null"), "is not the service's (no JSON object): 'null'"),

@@ -1,4 +1,4 @@
-//! Odd commands: those that die talking, leave daemons, change under the runner's eyes, or come thirty at once.
+//! Odd commands: those that die talking, leave daemons, change under the runner's eyes, fork without end, or come by the hundred.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -105,9 +105,9 @@ fn the_interpreter_that_is_there_when_a_command_begins_runs_it_whatever_the_proj
 }
 
 #[test]
-fn thirty_that_wait_are_all_run_once_four_at_a_time() {
+fn a_hundred_that_wait_are_all_run_once_four_at_a_time() {
     let (server, project) = (Server::start(), fake_project());
-    let jobs: Vec<_> = (0..30)
+    let jobs: Vec<_> = (0..100)
         .map(|number| {
             let proof = project.dir().join(format!("proof-{number}"));
             (server.enqueue(Job::new("touch").args(proof.to_str().unwrap())), proof)
@@ -124,6 +124,61 @@ fn thirty_that_wait_are_all_run_once_four_at_a_time() {
     for (_, proof) in &jobs {
         assert_eq!(fs::read_to_string(proof).unwrap(), "ran\n");
     }
+}
+
+#[test]
+fn all_that_a_fork_bomb_prints_arrives_and_its_end_is_reported_when_it_ends_by_itself() {
+    let (server, project) = (Server::start(), with_bomb());
+    let id = server.enqueue(Job::new("bomb").args("3 0"));
+    let runner = start(&project, &server);
+    let end = server.completed(&id, WITHIN);
+    assert_eq!((end.exit_code, end.status.as_str()), (0, "success"));
+    assert_eq!(bombs(&server, &id).len(), BOMBS);
+    eventually("nothing to be left of it", || runner.state_dir().processes() == [runner.pid()]);
+}
+
+#[test]
+fn nothing_is_left_of_a_fork_bomb_that_is_timed_out_or_cancelled_or_ended_by_force() {
+    let (server, project) = (Server::start(), with_bomb());
+    let timed_out = server.enqueue(Job::new("bomb").args("3 60").timeout(6.0));
+    let [cancelled, forced] = [(); 2].map(|()| server.enqueue(Job::new("bomb").args("3 60")));
+    let runner = start(&project, &server);
+    for id in [&timed_out, &cancelled, &forced] {
+        server.wait_for("all of it", WITHIN, |state| {
+            let execution = state.execution(id);
+            (execution.stdout().lines().count() == BOMBS || execution.completed.is_some()).then_some(())
+        });
+    }
+    server.cancel(&cancelled);
+    server.force_cancel(&forced);
+    for (id, status, exit_code) in
+        [(&timed_out, "timed_out", -1), (&cancelled, "cancelled", -15), (&forced, "cancelled", -9)]
+    {
+        let end = server.completed(id, WITHIN);
+        assert_eq!((end.status.as_str(), end.exit_code), (status, exit_code));
+        assert_eq!(bombs(&server, id).len(), BOMBS, "{status}");
+    }
+    eventually("nothing to be left of them", || runner.state_dir().processes() == [runner.pid()]);
+}
+
+/// Itself, 3 children, 9 of theirs, and 27.
+const BOMBS: usize = 40;
+
+/// A project with a command of which each process prints its PID and forks 3 others to a depth, and sleeps.
+fn with_bomb() -> Project {
+    let project = fake_project();
+    append(
+        &project,
+        "def bomb(depth, seconds):\n    children = []\n    for _ in range(3 if int(depth) else 0):\n        pid = \
+         os.fork()\n        if pid == 0:\n            bomb(int(depth) - 1, seconds)\n            os._exit(0)\n        \
+         children.append(pid)\n    _write(1, b'%d\\n' % os.getpid())\n    time.sleep(float(seconds))\n    \
+         [os.waitpid(pid, 0) for pid in children]",
+    );
+    project
+}
+
+fn bombs(server: &Server, id: &str) -> std::collections::BTreeSet<u32> {
+    server.state(|state| state.execution(id).stdout().lines().map(|line| line.parse().unwrap()).collect())
 }
 
 fn start(project: &Project, server: &Server) -> Running {

@@ -51,6 +51,22 @@ fn whatever_bytes_a_command_writes_become_text() {
 }
 
 #[test]
+fn characters_that_are_cut_by_a_pause_at_any_of_their_bytes_arrive_whole() {
+    const TEXT: &str = "aü€😀z";
+    let (server, project) = (Server::start(), fake_project());
+    let cut_at = |offset| {
+        let (before, after) = TEXT.as_bytes().split_at(offset);
+        server.enqueue(Job::new("raw").args(&format!("{} @0.3 {}", hex(before), hex(after))))
+    };
+    let ids: Vec<String> = (0..=TEXT.len()).map(cut_at).collect();
+    let _runner = Runner::in_project(&project).server(&server).start();
+    for (offset, id) in ids.iter().enumerate() {
+        assert_eq!(server.completed(id, WITHIN).status, "success");
+        assert_eq!(server.state(|state| state.execution(id).stdout()), TEXT, "cut at {offset}");
+    }
+}
+
+#[test]
 fn a_line_has_the_time_of_its_first_character_and_its_continuation_none() {
     let (server, project) = (Server::start(), fake_project());
     // "A", a second later "B\nC\n", and another second later "D\n".

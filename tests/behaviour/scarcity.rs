@@ -1,12 +1,12 @@
 //! Scarcity: no descriptors, no processes, no time on the processor. It is said, and all goes on when there is some.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::project::{Project, fake_project};
+use crate::support::nobody::{NOBODY, as_nobody, is_root, of_nobody};
+use crate::support::project::fake_project;
 use crate::support::runner::{Runner, Running};
 use crate::support::server::{Endpoint, Job, Server};
 use crate::support::state_dir::StateDir;
@@ -14,8 +14,6 @@ use crate::support::wait::eventually;
 
 /// For anything that starts interpreters, on a machine that is busy with other tests.
 const WITHIN: Duration = Duration::from_secs(60);
-/// A user without rights and, on any sane machine, without processes.
-const NOBODY: u32 = 65534;
 
 #[test]
 fn a_runner_without_free_descriptors_says_so_and_goes_on_when_it_has_some() {
@@ -103,17 +101,6 @@ fn start(runner: Runner<'_>) -> Running {
     runner.env("DJANGOCOMMAND_HEARTBEAT_INTERVAL", "5").start()
 }
 
-/// Limits do not hold for root: its runner is nobody's, and so are project and state directory.
-fn of_nobody<'a>(runner: Runner<'a>, project: &Project, state: &StateDir) -> Runner<'a> {
-    if !is_root() {
-        return runner;
-    }
-    for path in [project.dir(), state.path(), state.path().parent().unwrap()] {
-        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
-    }
-    runner.launched_by(["setpriv".to_owned()].into_iter().chain(as_nobody()))
-}
-
 /// Sets a soft limit of the running runner, as the user that it runs as: root need not be allowed to in a container.
 fn limit(runner: &Running, limit: &str) {
     let owner = fs::metadata(format!("/proc/{}", runner.pid())).unwrap().uid();
@@ -123,11 +110,6 @@ fn limit(runner: &Running, limit: &str) {
     }
     let set = command.args(["--pid", &runner.pid().to_string(), limit]).status();
     assert!(set.expect("the tests need setpriv and prlimit of util-linux").success());
-}
-
-/// The arguments of `setpriv`.
-fn as_nobody() -> [String; 3] {
-    [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".to_owned()]
 }
 
 fn shows(server: &Server, id: &str, text: &str) {
@@ -141,8 +123,4 @@ fn output(server: &Server, id: &str) -> (String, String) {
 /// What `slow COUNT` prints.
 fn numbered(count: usize) -> String {
     (1..=count).map(|number| format!("line {number}\n")).collect()
-}
-
-fn is_root() -> bool {
-    fs::metadata(Path::new("/proc/self")).unwrap().uid() == 0
 }

@@ -102,6 +102,42 @@ fn a_request_whose_body_is_cut_by_a_reset_is_sent_again() {
     assert!(runner.log().contains("the service cannot be reached (output of execution "), "{}", runner.log());
 }
 
+/// Neither may each byte begin the time anew, nor may whoever waits for the answer be kept from all else for longer.
+#[test]
+fn an_answer_at_one_byte_a_second_holds_up_the_loop_for_no_longer_than_a_request_may_take() {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let project = fake_project();
+    thread::scope(|scope| {
+        for fault in [Fault::Trickle, Fault::TrickleBody] {
+            let project = &project;
+            scope.spawn(move || {
+                let server = Server::start();
+                let id = server.enqueue(Job::new("slow").args("24 0.25"));
+                let runner = start(project, &server, &[("REQUEST_TIMEOUT", "2")]);
+                shows(&server, &id, "line 2\n");
+                let met = |endpoint| {
+                    server.always(endpoint, fault.clone());
+                    let met = server.state(|state| state.of(endpoint).count());
+                    // What comes next on the same connection or another shows when this one was given up.
+                    let gap = server.wait_for("the request after it", LATER, |state| {
+                        let at = state.of(endpoint).nth(met)?.at;
+                        let next = state.requests.iter().map(|request| request.at).find(|next| *next > at)?;
+                        Some(next - at)
+                    });
+                    server.heal(endpoint);
+                    assert!(gap >= TIMEOUT - Duration::from_millis(100), "{endpoint:?} {fault:?}: {gap:?}");
+                    assert!(gap < TIMEOUT + Duration::from_secs(3), "{endpoint:?} {fault:?}: {gap:?}");
+                };
+                [Endpoint::CancelStatus, Endpoint::Output, Endpoint::Heartbeat].into_iter().for_each(met);
+                assert_eq!(server.completed(&id, LATER).status, "success");
+                assert!(runner.stop(SOON).success());
+                assert_eq!(server.state(|state| state.execution(&id).stdout()), numbered(24));
+                assert!(runner.log().contains("no answer in time"), "{}", runner.log());
+            });
+        }
+    });
+}
+
 #[test]
 fn a_wait_of_ten_years_holds_up_nobody_else_and_is_forgotten_with_the_runner() {
     for (endpoint, code, wait) in [

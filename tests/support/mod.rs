@@ -11,9 +11,15 @@ pub(crate) mod canonical;
 /// How much memory the programs take, against what is promised.
 #[cfg(test)]
 pub(crate) mod memory;
+/// A user without rights.
+#[cfg(test)]
+pub(crate) mod nobody;
 /// Mounts that nobody else sees, for disks that are full.
 #[cfg(test)]
 pub(crate) mod own_mounts;
+/// The time of day and the disk as a runner and its children see them.
+#[cfg(test)]
+pub(crate) mod preload;
 /// Projects to run commands in: one without Django for speed, one with the real thing.
 #[cfg(test)]
 pub(crate) mod project;

@@ -13,6 +13,7 @@ mod service;
 mod state;
 
 use std::io::ErrorKind;
+use std::iter;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,7 +27,7 @@ pub(crate) use self::fault::{Endpoint, Fault};
 pub(crate) use self::ids::fresh_uuid_v4;
 pub(crate) use self::state::{Event, EventKind, State};
 
-use self::fault::Order;
+use self::fault::{ENDLESS, Order};
 use self::http::Connection;
 use self::ids::is_uuid;
 use self::service::{Offer, Service};
@@ -37,6 +38,8 @@ pub(crate) const KEY: &str = "dc_test_0123456789abcdef0123456789abcdef";
 
 /// The pause between two bytes of `Fault::Drip`.
 const DRIP: Duration = Duration::from_millis(20);
+/// The pause between two bytes of `Fault::Trickle`.
+const TRICKLE: Duration = Duration::from_secs(1);
 /// How many bytes `Fault::Truncated` promises too much.
 const MISSING_BYTES: usize = 100;
 
@@ -387,6 +390,15 @@ fn carry_out(order: Order, releases: u64, connection: &mut Connection, number: u
             shared.pause(DRIP, |_| false);
             connection.write(&[*byte]).is_ok()
         }),
+        Order::Trickle { answer, at_once } => {
+            let bytes = answer.bytes(ENDLESS);
+            let slowly = bytes[at_once..].iter().copied().chain(iter::repeat_n(b' ', ENDLESS));
+            connection.write(&bytes[..at_once]).is_ok()
+                && slowly.into_iter().all(|byte| {
+                    shared.pause(TRICKLE, |_| false);
+                    connection.write(&[byte]).is_ok()
+                })
+        }
         Order::PartThenReset(answer) => {
             connection.write(&answer.bytes(MISSING_BYTES)).ok();
             shared.lock().connections.remove(&number);

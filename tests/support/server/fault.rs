@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use super::http::{Answer, Message};
 
+/// How many bytes more than it has an answer promises that never ends.
+pub(super) const ENDLESS: usize = 1_000_000;
+
 /// The seven calls of the protocol, and whatever else somebody may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Endpoint {
@@ -79,6 +82,10 @@ pub(crate) enum Fault {
     Drip,
     /// Processed; the connection is reset in the middle of the answer.
     ResetHalfWay,
+    /// Processed; the answer comes at one byte a second, from the first one on.
+    Trickle,
+    /// Processed; the answer's head comes at once, its body at one byte a second, and never ends.
+    TrickleBody,
 }
 
 impl Fault {
@@ -109,6 +116,7 @@ pub(crate) enum Order {
     AnswerInPart(Answer),
     Drip(Answer),
     PartThenReset(Answer),
+    Trickle { answer: Answer, at_once: usize },
     Bytes(Vec<u8>),
     Close,
     Reset,
@@ -132,6 +140,11 @@ impl Order {
             Some(Fault::Truncated) => Order::AnswerInPart(answer),
             Some(Fault::Drip) => Order::Drip(answer),
             Some(Fault::ResetHalfWay) => Order::PartThenReset(answer),
+            Some(Fault::Trickle) => Order::Trickle { answer, at_once: 0 },
+            Some(Fault::TrickleBody) => {
+                let head = answer.bytes(ENDLESS).len() - answer.body.len();
+                Order::Trickle { answer, at_once: head }
+            }
             Some(Fault::Raw(bytes)) => Order::Bytes(bytes),
             Some(Fault::ProcessedThenClose) => Order::Close,
             Some(Fault::Reset) => Order::Reset,
@@ -148,6 +161,7 @@ impl Order {
             | Order::Drip(answer) => answer.status,
             Order::AnswerInPart(_)
             | Order::PartThenReset(_)
+            | Order::Trickle { .. }
             | Order::Bytes(_)
             | Order::Close
             | Order::Reset
