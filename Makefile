@@ -23,7 +23,7 @@ test: venvs
 	cargo test --locked --quiet --test torture -- --minutes 0.5
 
 # Kills runners and shims where it hurts, and looks what is lost: a minute (half of one in `make test`), or `make torture MINUTES=15 SEED=4711`.
-torture:
+torture: $(VENVS)/django/ready
 	cargo test --release --locked --quiet --test torture -- \
 		$(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUND),--round $(ROUND))
 

@@ -13,7 +13,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -28,6 +28,9 @@ pub const FORMAT: u32 = 1;
 
 /// How much room is set aside in each directory, in bytes: for two small files and two lines of output.
 const RESERVE: u64 = 32 * 1024;
+
+/// How much of `output` is read at a time, from its end.
+const BLOCK: u64 = 64 * 1024;
 
 /// A directory whose execution is done for; what a crash leaves of it is removed at the next start.
 const DONE_SUFFIX: &str = ".done";
@@ -219,6 +222,14 @@ impl ExecutionDir {
         optional(self.read("exit.json"))
     }
 
+    /// Puts on disk what others have done here last: what is told of it must still hold after a loss of power.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn sync(&self) -> io::Result<()> {
+        sync_dir(&self.path)
+    }
+
     /// Writes how it ended, after all output is on disk.
     ///
     /// # Errors
@@ -250,12 +261,13 @@ impl ExecutionDir {
         match file.try_lock() {
             Ok(()) => {
                 file.read_to_string(&mut content)?;
-                match read_only {
-                    _ if !content.is_empty() => Ok(Keeper::Dead),
-                    // No shim could write its PID into it.
-                    Some(error) => Err(error),
-                    None => Ok(Keeper::Nobody(file)),
+                if content.is_empty() {
+                    // No shim could write its PID into a file that is read-only.
+                    return read_only.map_or(Ok(Keeper::Nobody(file)), Err);
                 }
+                // It may have died before it had synced that: after a loss of power nobody would have been here.
+                file.sync_data()?;
+                Ok(Keeper::Dead)
             }
             Err(TryLockError::WouldBlock) => {
                 file.read_to_string(&mut content)?;
@@ -323,7 +335,8 @@ impl ExecutionDir {
         if ends_with_text(&tail, stream, text) {
             return Ok(());
         }
-        if leaves_a_line_open(&tail, stream) {
+        let end = file.stream_position()?;
+        if leaves_a_line_open(&file, end, stream)? {
             segment::write(&mut lines, stream, None, "\n");
         }
         segment::write_text(&mut lines, stream, timestamp, text);
@@ -422,17 +435,31 @@ fn ends_with_text(tail: &[u8], stream: Stream, text: &str) -> bool {
     last.is_some_and(|last| last.stream == stream && same(last.content.get()))
 }
 
-/// Whether the last of `stream`'s segments in `tail` does not end its line.
-fn leaves_a_line_open(tail: &[u8], stream: Stream) -> bool {
-    let mut segments = tail.split_inclusive(|b| *b == b'\n').filter_map(Segment::parse);
-    segments
-        .rfind(|segment| segment.stream == stream)
-        .is_some_and(|last| !segment::inner(last.content).ends_with("\\n"))
+/// Whether the last of `stream`'s segments before `end`, which is behind a newline, does not end its line. The other
+/// stream may have written much since.
+fn leaves_a_line_open(file: &File, mut end: u64, stream: Stream) -> io::Result<bool> {
+    let mut beginning_missing = Vec::new();
+    while end > 0 {
+        let start = end.saturating_sub(BLOCK);
+        let mut block = vec![0; usize::try_from(end - start).map_err(io::Error::other)?];
+        file.read_exact_at(&mut block, start)?;
+        block.append(&mut beginning_missing);
+        let whole = match start {
+            0 => 0,
+            _ => block.iter().position(|b| *b == b'\n').map_or(block.len(), |at| at + 1),
+        };
+        let mut segments = block[whole..].split_inclusive(|b| *b == b'\n').filter_map(Segment::parse);
+        if let Some(last) = segments.rfind(|segment| segment.stream == stream) {
+            return Ok(!segment::inner(last.content).ends_with("\\n"));
+        }
+        block.truncate(whole);
+        (beginning_missing, end) = (block, start);
+    }
+    Ok(false)
 }
 
 /// Leaves `file` at its end, behind a newline; returns the last lines before that.
 fn cut_torn_tail(file: &mut File) -> io::Result<Vec<u8>> {
-    const BLOCK: u64 = 64 * 1024;
     let mut end = file.seek(SeekFrom::End(0))?;
     let mut tail = Vec::new();
     while end > 0 {
@@ -495,6 +522,26 @@ mod tests {
             assert_eq!(fs::read(dir.output_path()).unwrap(), output, "the same line is not written twice");
             assert_eq!(lines[0], whole);
             assert!(lines.iter().all(|l| Segment::parse(l).is_some()));
+        }
+    }
+
+    #[test]
+    fn a_line_that_was_left_open_is_ended_however_far_back_that_is() {
+        let timestamp = segment::timestamp(1.0);
+        for (open, lines_after) in [("open", 0), ("open", 5000), (&*"x".repeat(200_000), 0)] {
+            let temp = tempfile::tempdir().unwrap();
+            let dir = new_dir(temp.path());
+            let mut output = Vec::new();
+            segment::write(&mut output, Stream::Stderr, Some(&timestamp), open);
+            for _ in 0..lines_after {
+                segment::write(&mut output, Stream::Stdout, Some(&timestamp), "another stream's\n");
+            }
+            fs::write(dir.output_path(), &output).unwrap();
+            dir.append_text(Stream::Stderr, 2.0, "the end\n").unwrap();
+            let appended = fs::read(dir.output_path()).unwrap().split_off(output.len());
+            let contents = appended.split_inclusive(|b| *b == b'\n').filter_map(Segment::parse);
+            let contents: Vec<_> = contents.map(|segment| segment.content.get().to_owned()).collect();
+            assert_eq!(contents, [r#""\n""#, r#""the end\n""#], "after {lines_after} lines");
         }
     }
 

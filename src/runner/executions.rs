@@ -115,6 +115,8 @@ pub(super) fn decide(offer: Offer, found: &BTreeSet<String>, loaded: &Loaded) ->
 /// The executions that an earlier runner left, each at the stage that its directory shows.
 pub(super) fn adopt(executions: &Path, config: &Config) -> io::Result<Vec<Active>> {
     ExecutionDir::clean(executions)?;
+    // An earlier runner may have been killed before it had synced that they are there.
+    ExecutionDir::open(executions.to_owned()).sync()?;
     let mut adopted = Vec::new();
     for dir in ExecutionDir::list(executions)? {
         match adopt_one(dir.clone(), config) {
@@ -149,7 +151,10 @@ fn adopt_one(dir: ExecutionDir, config: &Config) -> io::Result<Option<Active>> {
     active.announced = cursor.is_some();
     active.unclear = true;
     active.delivery = Delivery::resume(cursor.unwrap_or(Delivery::beginning()));
-    active.stage = match (active.dir.exit()?, active.dir.keeper()?) {
+    let exit = active.dir.exit()?;
+    // Whoever wrote it and the cursor may have been killed before he had synced that, or not be so far yet.
+    active.dir.sync()?;
+    active.stage = match (exit, active.dir.keeper()?) {
         (Some(exit), _) => Stage::Ended(exit.outcome),
         (None, Keeper::Nobody(_)) => {
             active.end_unwatched(INTERRUPTED_TEXT)?;
@@ -235,8 +240,7 @@ impl Active {
             Stage::New if self.may_begin() => self.begin(),
             Stage::Running { wish, asked } => {
                 if let Some(exit) = self.dir.exit()? {
-                    self.end(&exit);
-                    return Ok(());
+                    return self.end(&exit);
                 }
                 match self.dir.keeper()? {
                     // It was killed before it had the lock; the next runner would say the same.
@@ -259,7 +263,7 @@ impl Active {
     /// A shim writes `exit.json` before it lets go of its lock, so it is looked for once more.
     fn end_unwatched_or_late(&mut self, text: &str) -> io::Result<()> {
         match self.dir.exit()? {
-            Some(exit) => self.end(&exit),
+            Some(exit) => return self.end(&exit),
             None => {
                 self.end_unwatched(text)?;
                 log::error!("execution {}: its shim was killed", self.spec.id);
@@ -269,8 +273,9 @@ impl Active {
         Ok(())
     }
 
-    /// Its shim has written how it ended.
-    fn end(&mut self, exit: &Exit) {
+    /// Its shim has written how it ended, and may not have synced that yet.
+    fn end(&mut self, exit: &Exit) -> io::Result<()> {
+        self.dir.sync()?;
         let (id, Missing { lost, beyond_limit }) = (&self.spec.id, exit.missing);
         if lost > 0 {
             log::error!("execution {id}: the disk did not take {lost} bytes of its output");
@@ -279,6 +284,7 @@ impl Active {
             log::warning!("execution {id}: {beyond_limit} bytes of its output are beyond MAX_OUTPUT_BYTES");
         }
         self.stage = Stage::Ended(exit.outcome);
+        Ok(())
     }
 
     fn end_unwatched(&self, text: &str) -> io::Result<()> {

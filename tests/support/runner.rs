@@ -304,6 +304,12 @@ impl Running {
     pub(crate) fn log(&self) -> String {
         self.watch.lock().text(|_| true)
     }
+
+    /// How it ended, if it has and all that it said has come.
+    pub(crate) fn ended(&self) -> Option<ExitStatus> {
+        let seen = self.watch.lock();
+        seen.status.filter(|_| seen.streams_closed == 2)
+    }
 }
 
 impl Drop for Running {

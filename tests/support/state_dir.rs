@@ -70,6 +70,11 @@ impl Home {
         self.executions().iter().filter_map(holder).filter(is_ours).collect()
     }
 
+    /// The runner that has the lock, however it was started.
+    pub(crate) fn runner(&self) -> Option<u32> {
+        fs::File::open(self.path.join("runner.lock")).ok().and_then(|lock| sys::record_lock_holder(&lock))
+    }
+
     /// Every living process that a runner on this directory started, however far away it went.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let mark = format!("{MARK}={}", self.path.display());

@@ -54,3 +54,15 @@ pub(crate) fn monotonic() -> Duration {
     assert_eq!(result, 0, "there is no such clock");
     Duration::new(u64::try_from(now.tv_sec).unwrap(), u32::try_from(now.tv_nsec).unwrap())
 }
+
+/// The process that has a record lock on the file, if one has.
+pub(crate) fn record_lock_holder(file: &File) -> Option<u32> {
+    // SAFETY: a flock is plain data, valid when all zero: from the file's beginning, to its end whatever that is.
+    let mut lock: libc::flock = unsafe { mem::zeroed() };
+    (lock.l_type, lock.l_whence) = (libc::F_WRLCK as _, libc::SEEK_SET as _);
+    // SAFETY: the descriptor is open while `file` is borrowed, and the pointer is that of `lock`.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut lock) };
+    assert_eq!(result, 0, "the lock cannot be looked at");
+    let is_held = libc::c_int::from(lock.l_type) != libc::F_UNLCK;
+    is_held.then(|| u32::try_from(lock.l_pid).expect("a process of ours"))
+}

@@ -1,4 +1,12 @@
 //! What became of an execution, against what its command surely wrote, and who was killed meanwhile.
+//!
+//! | the command | its output is |
+//! | --- | --- |
+//! | ended by itself | all that it writes; of several processes, all that each writes, in its order |
+//! | was cancelled or timed out | a beginning of that, with all that it had recorded |
+//! | ended and left a process that writes on | the same: of what that writes after the command's end, any beginning |
+//! | was killed, or its shim | a beginning, with all that the shim had appended, or had synced if the power was lost |
+//! | never ran | nothing but the line that says so |
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +14,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::support::server::execution::Execution;
-use super::work::{Kind, Work};
+use super::work::{Kind, TREE, Work};
 
 const METADATA_ONLY: &str = "(metadata-only mode, no output captured)\n";
 const INTERRUPTED: &str = "[djangocommand: interrupted before the command began; it was not run]\n";
@@ -31,9 +39,12 @@ pub(crate) enum Breach {
 /// Who died while an execution was under way.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Deaths {
+    /// Or its end, because it was told to go.
     pub(crate) of_a_runner: bool,
     /// Its shim's, or its command's, before or after either was what it was to be.
     pub(crate) of_its_shim: bool,
+    /// Also after its end: what it had left behind was killed as well.
+    pub(crate) of_all: bool,
 }
 
 /// What an execution has left outside of the service.
@@ -56,7 +67,8 @@ pub(crate) struct Verdict {
 /// One stream: what arrived, and what is known of it.
 struct Stream {
     arrived: String,
-    printed: String,
+    /// By the process that writes it.
+    printed: Vec<String>,
     /// Bytes that the command had surely written.
     recorded: usize,
     /// What a shim had surely appended to `output`.
@@ -64,13 +76,30 @@ struct Stream {
 }
 
 impl Stream {
+    /// What arrived, by the process that wrote it. In which order several wrote nobody knows; each line is one write.
+    fn by_process(&self) -> Vec<String> {
+        if self.printed.len() == 1 {
+            return vec![self.arrived.clone()];
+        }
+        let mut parts = vec![String::new(); self.printed.len()];
+        for line in self.arrived.split_inclusive('\n') {
+            let process = line.split([' ', '.']).nth(1).and_then(|word| word.parse::<usize>().ok());
+            // What is nobody's is found in the wrong place.
+            let process = process.filter(|process| *process < parts.len()).unwrap_or(0);
+            parts[process].push_str(line);
+        }
+        parts
+    }
+
     fn is_whole(&self) -> bool {
-        self.arrived == self.printed
+        self.by_process() == self.printed
     }
 
     /// What was written up to some instant, neither doubled nor altered nor with a gap.
     fn is_beginning(&self) -> bool {
-        self.printed.starts_with(self.arrived.trim_end_matches(BROKEN))
+        let parts = self.by_process();
+        let mut pairs = self.printed.iter().zip(&parts);
+        pairs.all(|(printed, arrived)| printed.starts_with(arrived.trim_end_matches(BROKEN)))
     }
 
     fn has_all_that_was_captured(&self) -> bool {
@@ -82,11 +111,13 @@ impl Stream {
     }
 
     fn sizes(&self) -> String {
-        let same = self.arrived.bytes().zip(self.printed.bytes()).take_while(|(a, b)| a == b).count();
+        let parts = self.by_process();
+        let same = |(a, b): (&String, &String)| a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+        let same: usize = parts.iter().zip(&self.printed).map(same).sum();
         format!(
             "{} bytes arrived, equal for {same} of {}, {} recorded, {} captured",
             self.arrived.len(),
-            self.printed.len(),
+            self.printed.iter().map(String::len).sum::<usize>(),
             self.recorded,
             self.captured.len()
         )
@@ -123,19 +154,23 @@ pub(crate) fn judge(work: &Work, execution: &Execution, traces: &Traces<'_>) -> 
         Judgement { work, streams, runs: traces.runs, deaths: traces.deaths, end, breaches: Vec::new() };
     judgement.ending(&ending);
     judgement.audit(traces);
+    judgement.left_behind(traces);
     let bytes = judgement.streams.iter().map(|stream| stream.arrived.len()).sum();
     Verdict { breaches: judgement.breaches, bytes }
 }
 
 fn stream(work: &Work, arrived: String, records: &Path, is_stderr: bool) -> Stream {
     let name = if is_stderr { "stderr" } else { "stdout" };
-    let recorded = fs::read_to_string(records.join(format!("{}.{name}", work.id))).unwrap_or_default();
+    let record = |process: usize| {
+        let record = fs::read_to_string(records.join(format!("{}.{name}.{process}", work.id)));
+        record.ok().and_then(|record| record.parse::<usize>().ok()).unwrap_or(0)
+    };
     let captured = fs::read_to_string(records.join(format!("{}.captured", work.id))).unwrap_or_default();
     let segments = captured.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let of_stream = segments.filter(|segment| segment["stream"] == name);
     let captured = of_stream.map(|segment| segment["content"].as_str().unwrap().to_owned()).collect();
     let printed = work.printed(is_stderr);
-    Stream { arrived, printed, recorded: recorded.parse().unwrap_or(0), captured }
+    Stream { arrived, printed, recorded: (0..TREE).map(record).sum(), captured }
 }
 
 struct Judgement<'a> {
@@ -169,7 +204,7 @@ impl Judgement<'_> {
         }
         match (ending, self.work.kind) {
             (Ending::Interrupted, kind) => {
-                let Deaths { of_a_runner, of_its_shim } = self.deaths;
+                let Deaths { of_a_runner, of_its_shim, .. } = self.deaths;
                 self.demand(
                     of_a_runner || of_its_shim,
                     Breach::Wrong,
@@ -203,14 +238,19 @@ impl Judgement<'_> {
             (Ending::ByItself, kind) => {
                 // The command, or what was to be it, may be killed with its shim and an instant before it.
                 let was_killed = self.deaths.of_its_shim && self.end == Some(("failed", -9));
-                let is_right = self.end == Some(self.work.end()) || was_killed;
+                // Until it has begun it does not ignore a signal.
+                let was_faster = self.work.kind == Kind::CancelledStubborn && self.runs == 0;
+                let is_right = self.end == Some(self.work.end())
+                    || was_killed
+                    || (was_faster && self.end == Some(("cancelled", -15)));
                 self.demand(is_right, Breach::Wrong, "the wrong end");
                 let ran = self.runs == 1 || was_killed || self.work.is_ended_from_outside();
                 self.demand(ran, Breach::Wrong, "it did not run");
                 match kind {
                     Kind::MetadataOnly => self.says_that_nothing_was_captured(),
                     _ if was_killed => self.began_well(),
-                    _ if self.work.is_ended_from_outside() => {
+                    // Of what the process that it leaves behind writes, nobody knows how much is still taken.
+                    _ if self.work.is_ended_from_outside() || kind == Kind::Lingers => {
                         self.began_well();
                         let has_all = self.all(Stream::has_all_that_was_written);
                         self.demand(has_all, Breach::Loss, "less than the command wrote");
@@ -230,6 +270,22 @@ impl Judgement<'_> {
         let is_told = self.end.is_none() || is_recorded;
         let count = format!("audit.jsonl has {} begin(s), {} end(s)", traces.started, traces.delivered);
         self.demand(is_told, Breach::Wrong, &count);
+    }
+
+    /// What a command leaves behind is let live to its end, and not waited for.
+    fn left_behind(&mut self, traces: &Traces<'_>) {
+        let time = |what: &str| {
+            let meta = fs::metadata(traces.records.join(format!("{}.{what}", self.work.id)));
+            meta.and_then(|meta| meta.modified()).ok()
+        };
+        let (left, ended, exit) = (time("left"), time("left-ended"), time("exit"));
+        // A pipe without a reader ends whoever writes into it.
+        let Deaths { of_all, of_its_shim, .. } = self.deaths;
+        let was_killed = of_all || (of_its_shim && self.work.kind == Kind::Lingers);
+        let lived = left.is_none() || ended.is_some() || was_killed;
+        self.demand(lived, Breach::Wrong, "what it left behind did not live to its end");
+        let was_waited_for = exit.zip(ended).is_some_and(|(exit, ended)| exit > ended);
+        self.demand(!was_waited_for, Breach::Wrong, "the end of what it left behind was waited for");
     }
 
     fn began_well(&mut self) {

@@ -18,6 +18,8 @@ const SHIM: &str = "shim";
 /// The child of a runner before it is a shim, and that of a shim before it is the command.
 const SHIMS_BIRTH: &str = "shim's-birth";
 const COMMANDS_BIRTH: &str = "command's-birth";
+/// The child of `start -d` and the like before it is a runner.
+const RUNNERS_BIRTH: &str = "runner's-birth";
 
 /// A call, what it is about, and which of its kind it is at most.
 type Call = (&'static str, &'static str, u64);
@@ -30,6 +32,11 @@ const POINTS: &[(&str, &[Call])] = &[
             ("create", "runner.lock", 1),
             ("ftruncate", "runner.lock", 1),
             ("write", "runner.lock", 1),
+            ("setlk", "runner.lock", 3),
+            ("create", "runner.log", 2),
+            ("write", "runner.log", 10),
+            ("write", "pipe", 10),
+            ("prctl", "-", 3),
             ("mkdir", "executions", 1),
             ("create", "status.json.tmp", 6),
             ("write", "status.json.tmp", 6),
@@ -105,8 +112,13 @@ const POINTS: &[(&str, &[Call])] = &[
         ],
     ),
     (SHIMS_BIRTH, &[("exec", "-", 2)]),
+    (RUNNERS_BIRTH, &[("exec", "-", 1)]),
     (COMMANDS_BIRTH, &[("setsid", "-", 2), ("prctl", "-", 2), ("exec", "-", 2)]),
 ];
+
+/// What is told and forgotten after it must be on disk: here the power is cut more often.
+const LAST_DEEDS: &[&str] =
+    &["complete", "complete.body", "ID.done", "spec.json", "cursor.json", "exit.json"];
 
 /// Who is killed beside the one that makes the call.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -114,6 +126,19 @@ pub(crate) enum Extent {
     Itself,
     /// Every process that belongs to the state directory.
     World,
+    /// The same, and what is not synced may be gone.
+    Power,
+}
+
+impl Extent {
+    /// Behind the moment, in the report.
+    pub(crate) fn beside(self) -> &'static str {
+        match self {
+            Extent::Itself => "",
+            Extent::World => ", and all others",
+            Extent::Power => ", by a loss of power",
+        }
+    }
 }
 
 /// The instant at which somebody is to die.
@@ -130,23 +155,36 @@ pub(crate) struct Point {
 impl Point {
     pub(crate) fn draw(random: &mut Random) -> Self {
         let when = u32::try_from(random.below(3)).unwrap();
-        let extent = if random.one_in(5) { Extent::World } else { Extent::Itself };
+        let dice = random.below(10);
+        let extent = |class: &str| match dice {
+            0 => Extent::World,
+            1 | 2 => Extent::Power,
+            3..6 if LAST_DEEDS.contains(&class) => Extent::Power,
+            _ => Extent::Itself,
+        };
         // Any call at all now and then, also one that nobody has thought of.
         if random.one_in(5) {
             let (role, limit) = *random.pick(&[(RUNNER, 300), (SHIM, 60)]);
-            return Point { role, call: "*", class: "*", number: 1 + random.below(limit), when, extent };
+            return Point {
+                role,
+                call: "*",
+                class: "*",
+                number: 1 + random.below(limit),
+                when,
+                extent: extent("*"),
+            };
         }
         let all = POINTS.iter().flat_map(|(role, points)| points.iter().map(move |point| (*role, *point)));
         // A shim's calls are fewer, and matter as much.
         let all = all.flat_map(|one| vec![one; if one.0 == RUNNER { 1 } else { 2 }]).collect::<Vec<_>>();
         let (role, (call, class, limit)) = *random.pick(&all);
-        Point { role, call, class, number: random.small(limit), when, extent }
+        Point { role, call, class, number: random.small(limit), when, extent: extent(class) }
     }
 
     /// How long it is waited for.
     pub(crate) fn patience(&self, random: &mut Random) -> Duration {
         // A runner asks for the first time when a command has run for two seconds.
-        let least = if self.class == "cancel-status" { 4000 } else { 200 };
+        let least = if self.class == "cancel-status" { 4000 } else { 600 };
         Duration::from_millis(least + random.below(1800))
     }
 }
@@ -234,7 +272,7 @@ impl Plan {
             deaths.push(Death {
                 kind: format!("{role} {call} {class}"),
                 when: when.to_owned(),
-                is_runner: role == RUNNER,
+                is_runner: [RUNNER, RUNNERS_BIRTH].contains(&role),
                 execution: (execution != "-").then(|| execution.to_owned()),
             });
         }

@@ -2,21 +2,30 @@
 //! looks whether anything is lost, or run twice, or never done.
 //!
 //! Round after round, several at a time, real runners work for a service that misbehaves. A preloaded library ends one
-//! of their processes before, in the middle of or after a certain call, alone or with all others of its round; then the
-//! next runner is started on what is left. What each command surely wrote is recorded outside of all that.
+//! of their processes before, in the middle of or after a certain call, alone or with all others of its round, or as by
+//! a loss of power, which also takes what is not synced; then the next runner is started on what is left: in the
+//! foreground, detached, by `ensure`, for one round. One that lives is replaced, told to load the project again, or
+//! stopped, and whoever does that may be killed as well. What each command surely wrote is recorded outside of that.
 //!
-//! The same seed draws the same work, faults and points. What the kernel's scheduler makes of them it does not draw.
+//! The same seed draws the same work, faults, points and comings. What the kernel's scheduler makes of them it does not
+//! draw.
 
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "this needs a part of what the tests need")]
 mod support;
 
+/// How runners come and go.
+#[cfg(test)]
+mod crowd;
 /// What became of an execution, against what its command surely wrote.
 #[cfg(test)]
 mod judge;
 /// Who dies where.
 #[cfg(test)]
 mod killer;
+/// What a disk may lose with the power.
+#[cfg(test)]
+mod power;
 /// Chance that can be had again.
 #[cfg(test)]
 mod random;
@@ -122,7 +131,7 @@ fn play_rounds(
         let seed = Random::new(options.seed ^ round.wrapping_mul(0x2545_f491_4f6c_dd1d)).next();
         let keep_in =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("torture-{}-{round}", options.seed));
-        let played = catch_unwind(AssertUnwindSafe(|| round::run(seed, library, &keep_in)));
+        let played = catch_unwind(AssertUnwindSafe(|| round::run(seed, round, library, &keep_in)));
         let outcome = played.unwrap_or_else(|_| Outcome {
             breaches: vec![(Breach::Wrong, "the round panicked: see above".to_owned())],
             ..Outcome::default()
@@ -139,6 +148,12 @@ struct Report {
     executions: usize,
     bytes: usize,
     ends: BTreeMap<String, usize>,
+    /// Of them, those in a real Django project.
+    of_django: usize,
+    kinds: BTreeMap<String, usize>,
+    /// What was done about runners, and how often somebody was killed in the midst of it.
+    acts: BTreeMap<&'static str, (usize, usize)>,
+    taken_back: usize,
     /// By kind, and within it by the moment.
     points: BTreeMap<String, BTreeMap<String, usize>>,
     breaches: Vec<Breach>,
@@ -149,8 +164,17 @@ impl Report {
         self.rounds += 1;
         self.executions += outcome.executions;
         self.bytes += outcome.bytes;
+        self.taken_back += outcome.taken_back;
         for (end, count) in outcome.ends {
             *self.ends.entry(end).or_default() += count;
+        }
+        self.of_django += usize::from(outcome.is_django);
+        for (kind, count) in outcome.kinds {
+            *self.kinds.entry(kind).or_default() += count;
+        }
+        for (act, (times, deaths)) in outcome.acts {
+            let sum = self.acts.entry(act).or_default();
+            *sum = (sum.0 + times, sum.1 + deaths);
         }
         for (kind, when) in outcome.points {
             *self.points.entry(kind).or_default().entry(when).or_default() += 1;
@@ -180,11 +204,19 @@ impl Report {
             let missed: Vec<String> = missed.into_iter().collect();
             say(&format!("kinds that were not met this time: {}", missed.join(", ")));
         }
+        let acts: Vec<String> =
+            self.acts.iter().map(|(act, (times, deaths))| format!("{act} {times} ({deaths})")).collect();
+        say(&format!("how runners came and went (kills in the midst of it): {}", acts.join(", ")));
+        say(&format!("losses of power took back: {} deeds and ends of files", self.taken_back));
+        let kinds: Vec<String> = self.kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        say(&format!("what was run: {}", kinds.join(", ")));
         let ends: Vec<String> = self.ends.iter().map(|(end, count)| format!("{end} {count}")).collect();
         let count = |breach: Breach| self.breaches.iter().filter(|one| **one == breach).count();
         say(&format!(
-            "\nseed {seed}: {} rounds, {points} points of {} kinds, {} executions ({}), {} bytes compared",
+            "\nseed {seed}: {} rounds ({} of a real Django project), {points} points of {} kinds, {} executions ({}), \
+             {} bytes compared",
             self.rounds,
+            self.of_django,
             self.points.len(),
             self.executions,
             ends.join(", "),

@@ -2,7 +2,9 @@
  *
  * Which call that is stands in the plan, a file that all processes of a round have mapped: one process of them dies
  * for each plan, and its last act is to say so in the log. Of what a shim appends to `output`, a copy is kept, so that
- * what it had captured can be told after its death. Other programs that inherit this are left alone.
+ * what it had captured can be told after its death. What is done in the state directory is written down, and what is
+ * synced, so that it can be told what a loss of power may take: see `power.rs`. Other programs that inherit this are
+ * left alone.
  *
  * The calls are made without the C library's own wrappers, which are what is replaced here.
  */
@@ -40,11 +42,13 @@ struct plan {
 };
 
 static struct plan *plan;
-/* "runner", "shim", or one of their children before it becomes another program; null: none of ours. */
+/* "runner" (whatever its subcommand), "shim", or one of their children before it becomes another program; null: none of
+ * ours. */
 static const char *role;
 static char execution[40];
 static char log_path[256];
 static char records[256];
+static char state[256];
 static pid_t (*real_fork)(void);
 static int (*real_execvp)(const char *, char *const[]);
 /* What the last request was about. */
@@ -60,10 +64,10 @@ __attribute__((constructor)) static void begin(void) {
     real_fork = (pid_t (*)(void))dlsym(RTLD_NEXT, "fork");
     real_execvp = (int (*)(const char *, char *const[]))dlsym(RTLD_NEXT, "execvp");
     const char *binary = getenv("TORTURE_BINARY"), *plan_path = getenv("TORTURE_PLAN");
-    const char *log = getenv("TORTURE_LOG"), *dir = getenv("TORTURE_RECORDS");
+    const char *log = getenv("TORTURE_LOG"), *dir = getenv("TORTURE_RECORDS"), *path = getenv("TORTURE_STATE");
     char exe[512], line[1024];
     ssize_t length = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    if (!binary || !plan_path || !log || !dir || length < 0) return;
+    if (!binary || !plan_path || !log || !dir || !path || length < 0) return;
     exe[length] = 0;
     if (strcmp(exe, binary)) return;
     int fd = syscall(SYS_openat, AT_FDCWD, "/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
@@ -76,6 +80,7 @@ __attribute__((constructor)) static void begin(void) {
     if (is_shim) snprintf(execution, sizeof execution, "%s", base(second + strlen(second) + 1));
     snprintf(log_path, sizeof log_path, "%s", log);
     snprintf(records, sizeof records, "%s", dir);
+    snprintf(state, sizeof state, "%s/", path);
     fd = syscall(SYS_openat, AT_FDCWD, plan_path, O_RDWR | O_CLOEXEC);
     if (fd < 0) return;
     plan = mmap(0, sizeof *plan, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -150,6 +155,57 @@ static const char *class_of_fd(int fd, char *class, size_t size) {
 #define CLASS_OF_PATH(path) char class_buffer[32]; const char *class = role ? class_of_path(path, class_buffer, 32) : "-"
 #define CLASS_OF_FD(fd) char class_buffer[32]; const char *class = role ? class_of_fd(fd, class_buffer, 32) : "-"
 
+/* A line about the disk. What a dying process has done and not written down passes for something that is synced. */
+static void note(const char *format, ...) {
+    char path[512], line[2048];
+    va_list arguments;
+    va_start(arguments, format);
+    int length = vsnprintf(line, sizeof line, format, arguments);
+    va_end(arguments);
+    snprintf(path, sizeof path, "%s/disk", records);
+    int saved = errno;
+    append(path, line, length);
+    errno = saved;
+}
+
+/* The whole path, if it is in the state directory; else null. */
+static const char *in_state(int dir, const char *path, char *buffer, size_t size) {
+    if (!role) return 0;
+    if (*path == '/' || dir == AT_FDCWD) {
+        snprintf(buffer, size, "%s", path);
+    } else {
+        char link[32];
+        snprintf(link, sizeof link, "/proc/self/fd/%d", dir);
+        ssize_t length = syscall(SYS_readlinkat, AT_FDCWD, link, buffer, size - 1);
+        if (length < 0) return 0;
+        snprintf(buffer + length, size - length, "/%s", path);
+    }
+    return strncmp(buffer, state, strlen(state)) ? 0 : buffer;
+}
+
+#define IN_STATE(dir, path) char path_buffer[512]; const char *known = in_state(dir, path, path_buffer, 512)
+
+static unsigned long inode(const char *path) {
+    struct stat is;
+    return lstat(path, &is) ? 0 : is.st_ino;
+}
+
+static unsigned long inode_of_parent(const char *path) {
+    char parent[512];
+    snprintf(parent, sizeof parent, "%.*s", (int)(base(path) - path - 1), path);
+    return inode(parent);
+}
+
+/* Another name for a file that is about to lose its own; a dash if there is none. */
+static const char *keep(const char *path, char *kept, size_t size) {
+    static unsigned count;
+    int saved = errno;
+    snprintf(kept, size, "%s/kept.%d.%u", records, getpid(), __atomic_add_fetch(&count, 1, __ATOMIC_SEQ_CST));
+    if (syscall(SYS_linkat, AT_FDCWD, path, AT_FDCWD, kept, 0)) snprintf(kept, size, "-");
+    errno = saved;
+    return kept;
+}
+
 /* A call that happens or does not. */
 #define AROUND(call, ...) \
     int when = meet(call, class, 0); \
@@ -181,19 +237,43 @@ ssize_t writev(int fd, const struct iovec *pieces, int count) {
     AROUND("writev", SYS_writev, fd, pieces, count);
 }
 
-int fsync(int fd) {
+static int sync_fd(const char *call, long number, int fd) {
     CLASS_OF_FD(fd);
-    AROUND("fsync", SYS_fsync, fd);
+    int when = meet(call, class, 0);
+    struct stat is;
+    int has_size = role && !fstat(fd, &is);
+    /* Some disks take their time, and then others are faster. */
+    if (has_size && S_ISDIR(is.st_mode) && is.st_ino % 2 && !strcmp(role, "shim")) usleep(150000);
+    long result = syscall(number, fd);
+    if (has_size && !result) note("sync %lu %lu\n", is.st_ino, S_ISREG(is.st_mode) ? is.st_size : 0);
+    return leave(when, call, class, result);
+}
+
+int fsync(int fd) {
+    return sync_fd("fsync", SYS_fsync, fd);
 }
 
 int fdatasync(int fd) {
-    CLASS_OF_FD(fd);
-    AROUND("fdatasync", SYS_fdatasync, fd);
+    return sync_fd("fdatasync", SYS_fdatasync, fd);
 }
 
 int ftruncate64(int fd, off64_t length) {
     CLASS_OF_FD(fd);
-    AROUND("ftruncate", SYS_ftruncate, fd, length);
+    int when = meet("ftruncate", class, 0);
+    long result = syscall(SYS_ftruncate, fd, length);
+    struct stat is;
+    if (role && !result && !fstat(fd, &is)) note("cut %lu %lu\n", is.st_ino, length);
+    return leave(when, "ftruncate", class, result);
+}
+
+int fcntl(int fd, int operation, ...) {
+    va_list arguments;
+    va_start(arguments, operation);
+    void *argument = va_arg(arguments, void *);
+    va_end(arguments);
+    if (!role || operation != F_SETLK) return syscall(SYS_fcntl, fd, operation, argument);
+    CLASS_OF_FD(fd);
+    AROUND("setlk", SYS_fcntl, fd, operation, argument);
 }
 
 int flock(int fd, int operation) {
@@ -201,31 +281,67 @@ int flock(int fd, int operation) {
     AROUND("flock", SYS_flock, fd, operation);
 }
 
+/* A shim has said how its command ended: when that was is the time of a file. */
+static void keep_time(const char *class) {
+    if (!role || strcmp(role, "shim") || strcmp(class, "exit.json")) return;
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s.exit", records, execution);
+    append(path, ".", 1);
+}
+
 int rename(const char *from, const char *to) {
     CLASS_OF_PATH(to);
-    AROUND("rename", SYS_renameat, AT_FDCWD, from, AT_FDCWD, to);
+    IN_STATE(AT_FDCWD, to);
+    int when = meet("rename", class, 0);
+    char kept[300];
+    if (known) keep(to, kept, sizeof kept);
+    long result = syscall(SYS_renameat, AT_FDCWD, from, AT_FDCWD, to);
+    if (known && !result) note("rename %lu %s %s %s\n", inode_of_parent(to), from, to, kept);
+    keep_time(class);
+    return leave(when, "rename", class, result);
+}
+
+static int remove_at(const char *call, int dir, const char *path, int flags) {
+    CLASS_OF_PATH(path);
+    IN_STATE(dir, path);
+    int when = meet(call, class, 0);
+    char kept[300];
+    if (known && !(flags & AT_REMOVEDIR)) keep(known, kept, sizeof kept);
+    long result = syscall(SYS_unlinkat, dir, path, flags);
+    if (known && !result && flags & AT_REMOVEDIR) note("rmdir %lu %s\n", inode_of_parent(known), known);
+    else if (known && !result) note("unlink %lu %s %s\n", inode_of_parent(known), known, kept);
+    return leave(when, call, class, result);
 }
 
 int unlink(const char *path) {
-    CLASS_OF_PATH(path);
-    AROUND("unlink", SYS_unlinkat, AT_FDCWD, path, 0);
+    return remove_at("unlink", AT_FDCWD, path, 0);
 }
 
 int unlinkat(int dir, const char *path, int flags) {
-    CLASS_OF_PATH(path);
-    AROUND("unlinkat", SYS_unlinkat, dir, path, flags);
+    return remove_at("unlinkat", dir, path, flags);
 }
 
 int mkdir(const char *path, mode_t mode) {
     CLASS_OF_PATH(path);
-    AROUND("mkdir", SYS_mkdirat, AT_FDCWD, path, mode);
+    IN_STATE(AT_FDCWD, path);
+    int when = meet("mkdir", class, 0);
+    long result = syscall(SYS_mkdirat, AT_FDCWD, path, mode);
+    if (known && !result) note("mkdir %lu %lu %s\n", inode_of_parent(known), inode(known), known);
+    return leave(when, "mkdir", class, result);
 }
 
-/* Only where a file may come to be or be emptied. */
 static int open_at(const char *path, int flags, mode_t mode) {
     if (!role || !(flags & (O_CREAT | O_TRUNC))) return syscall(SYS_openat, AT_FDCWD, path, flags, mode);
     CLASS_OF_PATH(path);
-    AROUND("create", SYS_openat, AT_FDCWD, path, flags, mode);
+    IN_STATE(AT_FDCWD, path);
+    int when = meet("create", class, 0);
+    unsigned long before = known ? inode(known) : 0;
+    long fd = syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+    if (known && fd >= 0 && !before)
+        note("create %lu %lu %s\n", inode_of_parent(known), inode(known), known);
+    else if (known && fd >= 0 && flags & O_TRUNC)
+        note("cut %lu 0\n", before);
+    return leave(when, "create", class, fd);
 }
 
 int open64(const char *path, int flags, ...) {
@@ -290,8 +406,10 @@ static int is_birth_of_a_command(void) {
 
 int execvp(const char *file, char *const words[]) {
     if (role && (is_birth_of_a_command() || !strcmp(file, "/proc/self/exe"))) {
-        if (!is_birth_of_a_command() && words[1] && words[2])
-            snprintf(execution, sizeof execution, "%s", base(words[2]));
+        if (!is_birth_of_a_command()) {
+            if (!strcmp(words[1], "shim")) snprintf(execution, sizeof execution, "%s", base(words[2]));
+            else role = "runner's-birth";
+        }
         if (meet("exec", "-", 0) != NEVER) die("exec", "-", "before");
     }
     return real_execvp(file, words);
@@ -308,7 +426,7 @@ int prctl(int option, ...) {
     unsigned long a = va_arg(arguments, unsigned long), b = va_arg(arguments, unsigned long);
     unsigned long c = va_arg(arguments, unsigned long), d = va_arg(arguments, unsigned long);
     va_end(arguments);
-    int counts = is_birth_of_a_command() || (role && !strcmp(role, "shim"));
+    int counts = is_birth_of_a_command() || (role && (!strcmp(role, "shim") || !strcmp(role, "runner")));
     int when = counts ? meet("prctl", "-", 0) : NEVER;
     return leave(when, "prctl", "-", syscall(SYS_prctl, option, a, b, c, d));
 }

@@ -8,6 +8,11 @@ impl Random {
         Random(seed)
     }
 
+    /// Another one, so that what is drawn from either does not depend on how often the other is asked.
+    pub(crate) fn split(&mut self) -> Self {
+        Random(self.next())
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

@@ -13,6 +13,7 @@ use crate::support::project::{
 use crate::support::runner::{BINARY, Runner};
 use crate::support::server::{Endpoint, Job, Server, State, fresh_uuid_v4};
 use crate::support::state_dir::StateDir;
+use crate::support::wait::eventually;
 
 #[test]
 fn the_fake_project_runs_its_commands() {
@@ -67,6 +68,19 @@ fn the_published_runner_keeps_the_protocol() {
         assert_eq!(sent.body["commands_hash"], commands_hash(commands));
     });
     assert!(runner.stop(LATER).success(), "{}", runner.log());
+}
+
+#[test]
+fn the_runner_that_has_a_state_directory_is_found_until_it_ends() {
+    let server = Server::start();
+    let project = fake_project();
+    let runner = Runner::in_project(&project).server(&server).start();
+    runner.wait_for_log("connected", SOON);
+    assert_eq!((runner.state_dir().runner(), runner.ended()), (Some(runner.pid()), None));
+    runner.signal(libc::SIGTERM);
+    eventually("the end and all that was said before", || runner.ended().is_some());
+    assert!(runner.ended().unwrap().success() && runner.log().contains("stopped"), "{}", runner.log());
+    assert_eq!(runner.state_dir().runner(), None);
 }
 
 #[test]
