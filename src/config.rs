@@ -8,19 +8,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
 use ureq::http::Uri;
 
 use crate::execution::quoted;
+use crate::mask;
 use crate::near;
 use crate::policy::{self, BoundArgs, Mode, Policy};
 
 /// The settings, without their prefix. `STATE_DIR` is not among them: it must be known before Python runs.
-const SETTINGS: [&str; 12] = [
+const SETTINGS: [&str; 16] = [
     "API_KEY",
+    "API_KEY_FILE",
     "SERVER_URL",
     "HEARTBEAT_INTERVAL",
     "REQUEST_TIMEOUT",
@@ -31,7 +34,10 @@ const SETTINGS: [&str; 12] = [
     "DISALLOWED_COMMANDS",
     "METADATAONLY_COMMANDS",
     "BOUND_COMMANDS",
+    "ALLOW_SETTINGS_OVERRIDE",
     "MAX_OUTPUT_BYTES",
+    "REDACT_OUTPUT",
+    "REDACT_NAMES",
 ];
 /// Read from the environment only, before the settings are known.
 const ENVIRONMENT_ONLY: [&str; 1] = ["STATE_DIR"];
@@ -71,6 +77,8 @@ impl Environment {
 #[derive(Debug)]
 pub struct Config {
     pub api_key: ApiKey,
+    /// The file that the key is from.
+    key_file: Option<KeyFile>,
     pub server: ServerUrl,
     pub heartbeat_interval: Duration,
     /// The time that one whole request may take, body included.
@@ -79,6 +87,8 @@ pub struct Config {
     pub policy: Policy,
     /// How much of one execution's output is kept; what it prints beyond that is counted.
     pub max_output_bytes: u64,
+    /// The ends of the names of what is secret; `None`: nothing is masked.
+    pub secret_names: Option<BTreeSet<String>>,
     /// `NAME = value (origin)` for each setting, the key masked.
     pub effective: Vec<String>,
     /// What is odd but no error.
@@ -170,7 +180,6 @@ impl Config {
         server_url_option: Option<&str>,
     ) -> Result<Self, Vec<Problem>> {
         let (prefix, default_url) = service(settings, environment);
-        let credential = credential(environment);
         let mut reader = Reader {
             prefix,
             settings,
@@ -179,30 +188,48 @@ impl Config {
             problems: Vec::new(),
             warnings: Vec::new(),
         };
-        let api_key = reader.api_key(&credential);
+        let api_key = reader.api_key();
         let server = reader.server(default_url, server_url_option);
         let heartbeat_interval = reader.seconds("HEARTBEAT_INTERVAL", 30.0, 5.0);
         let request_timeout = reader.seconds("REQUEST_TIMEOUT", 30.0, 0.1);
         let max_retries = reader.max_retries();
         let policy = reader.policy();
         let max_output_bytes = reader.max_output_bytes();
+        let secret_names = reader.secret_names();
         reader.refuse_unknown_settings();
         reader.warnings.extend(reader.odd_variables());
         let Reader { problems, effective, warnings, .. } = reader;
         match (api_key, server) {
-            (Some(api_key), Some(server)) if problems.is_empty() => Ok(Self {
+            (Some((api_key, key_file)), Some(server)) if problems.is_empty() => Ok(Self {
                 api_key,
+                key_file,
                 server,
                 heartbeat_interval,
                 request_timeout,
                 max_retries,
                 policy,
                 max_output_bytes,
+                secret_names,
                 effective,
                 warnings,
             }),
             _ => Err(problems),
         }
+    }
+}
+
+impl Config {
+    /// The key as it is in its file now, if it is from a file and another one than before: it may have been rotated.
+    ///
+    /// # Errors
+    /// The file cannot be used as it is now.
+    pub fn rotated_key(&self) -> Result<Option<ApiKey>, String> {
+        let Some(file) = &self.key_file else { return Ok(None) };
+        let Some(read) = file.read() else { return Err(format!("{file} is not there")) };
+        let text = read.map_err(|why| format!("{file} {why}"))?;
+        let key =
+            ApiKey::parse(&text).ok_or_else(|| format!("{file} holds no key that begins with 'dc_'"))?;
+        Ok((key.0 != self.api_key.0).then_some(key))
     }
 }
 
@@ -259,16 +286,59 @@ struct Reader<'a> {
     warnings: Vec<String>,
 }
 
-/// The key that systemd hands over as a file which no other process can read (`LoadCredential=`), if it does.
-fn credential(environment: &Environment) -> Option<io::Result<String>> {
-    /// No key is as long; what is cut off makes it a wrong one.
-    const LENGTH_MAX: u64 = 4096;
-    let path = Path::new(environment.get("CREDENTIALS_DIRECTORY")?).join(CREDENTIAL);
-    let mut text = String::new();
-    match File::open(path).and_then(|file| file.take(LENGTH_MAX).read_to_string(&mut text)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        read => Some(read.map(|_| text.trim().to_owned())),
+/// A file that holds the key and nothing else.
+#[derive(Clone, Debug)]
+enum KeyFile {
+    /// Handed over by systemd (`LoadCredential=`), which sees to it that no other process can read it.
+    Credential(PathBuf),
+    /// Named by `API_KEY_FILE`.
+    Named(PathBuf),
+}
+
+impl fmt::Display for KeyFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Credential(_) => write!(f, "the systemd credential '{CREDENTIAL}'"),
+            Self::Named(path) => write!(f, "the key file '{}'", path.display()),
+        }
     }
+}
+
+impl KeyFile {
+    fn origin(&self) -> &'static str {
+        match self {
+            Self::Credential(_) => "systemd credential",
+            Self::Named(_) => "key file",
+        }
+    }
+
+    /// What the file holds, or why it cannot be used. A credential need not be there.
+    fn read(&self) -> Option<Result<String, String>> {
+        /// No key is as long; what is cut off makes it a wrong one.
+        const LENGTH_MAX: u64 = 4096;
+        let (Self::Credential(path) | Self::Named(path)) = self;
+        let mut text = String::new();
+        let read = File::open(path).and_then(|file| {
+            let meta = file.metadata()?;
+            if matches!(self, Self::Named(_)) && meta.is_file() && meta.mode() & 0o007 != 0 {
+                let mode = meta.mode() & 0o777;
+                let why = format!("others may use it (mode {mode:03o}); take that away with 'chmod o= FILE'");
+                return Err(io::Error::other(why));
+            }
+            file.take(LENGTH_MAX).read_to_string(&mut text)
+        });
+        match (self, read) {
+            (Self::Credential(_), Err(error)) if error.kind() == io::ErrorKind::NotFound => None,
+            (_, read) => {
+                Some(read.map(|_| text.trim().to_owned()).map_err(|e| format!("cannot be read: {e}")))
+            }
+        }
+    }
+}
+
+fn credential(environment: &Environment) -> Option<KeyFile> {
+    let directory = environment.get("CREDENTIALS_DIRECTORY")?;
+    Some(KeyFile::Credential(Path::new(directory).join(CREDENTIAL)))
 }
 
 impl<'a> Reader<'a> {
@@ -292,49 +362,64 @@ impl<'a> Reader<'a> {
         self.problems.push(Problem(format!("{prefix}{name} is {shown} ({origin}), but must be {rule}")));
     }
 
-    fn api_key(&mut self, credential: &'a Option<io::Result<String>>) -> Option<ApiKey> {
-        let raw = match credential {
-            None => self.raw("API_KEY"),
-            Some(Ok(text)) => Raw::Text(text, "systemd credential"),
-            Some(Err(error)) => {
-                let why = format!("the systemd credential '{CREDENTIAL}' cannot be read: {error}");
-                self.problems.push(Problem(why));
-                return None;
-            }
-        };
+    fn key_file(&mut self) -> Option<KeyFile> {
+        let raw = self.raw("API_KEY_FILE");
         let text = match &raw {
-            Raw::Text(text, _) => Some(*text),
-            Raw::Setting(value) => value.as_str(),
-            Raw::Default => None,
+            Raw::Text(text, _) => *text,
+            Raw::Setting(value) => value.as_str().unwrap_or_default(),
+            Raw::Default => return None,
         };
-        let key = text.and_then(ApiKey::parse);
+        if !text.starts_with('/') {
+            self.refuse("API_KEY_FILE", &raw, "an absolute path");
+            return None;
+        }
+        self.took("API_KEY_FILE", text, &raw);
+        Some(KeyFile::Named(PathBuf::from(text)))
+    }
+
+    /// The key, and the file that it is from, if it is from one. Of those that have one the first counts: credential, key
+    /// file, environment, Django settings.
+    fn api_key(&mut self) -> Option<(ApiKey, Option<KeyFile>)> {
         let name = format!("{}API_KEY", self.prefix);
-        let in_settings = self.settings.get(&name).and_then(Value::as_str);
-        for (origin, other) in
-            [("environment", self.environment.get(&name)), ("Django settings", in_settings)]
-        {
-            if other.is_some() && other != text {
-                self.warnings.push(format!(
-                    "{name} is taken from the {}; another one is in the {origin}",
-                    raw.origin()
-                ));
+        let mut found: Vec<(&str, String, Option<KeyFile>)> = Vec::new();
+        let known_problems = self.problems.len();
+        for file in [credential(self.environment), self.key_file()].into_iter().flatten() {
+            match file.read() {
+                None => {}
+                Some(Ok(text)) => found.push((file.origin(), text, Some(file))),
+                Some(Err(why)) => self.problems.push(Problem(format!("{file} {why}"))),
             }
         }
-        match (&key, &raw) {
-            (Some(key), _) => self.took("API_KEY", format!("{key:?}"), &raw),
-            (None, Raw::Default) => self.problems.push(Problem(format!(
-                "{0}API_KEY is not set: copy the project's key from the dashboard into {0}API_KEY, in the Django \
-                 settings or the environment",
-                self.prefix
-            ))),
+        if self.problems.len() > known_problems {
+            return None;
+        }
+        if let Some(text) = self.environment.get(&name) {
+            found.push(("environment", text.to_owned(), None));
+        }
+        if let Some(value) = self.settings.get(&name) {
+            found.push(("Django settings", value.as_str().unwrap_or_default().to_owned(), None));
+        }
+        let mut found = found.into_iter();
+        let Some((origin, text, file)) = found.next() else {
+            self.problems.push(Problem(format!(
+                "{name} is not set: copy the project's key from the dashboard into {name}, in the Django settings or \
+                 the environment, or into the file that {name}_FILE names"
+            )));
+            return None;
+        };
+        for (other_origin, _, _) in found.filter(|(_, other, _)| *other != text) {
+            self.warnings
+                .push(format!("{name} is taken from the {origin}; another one is in the {other_origin}"));
+        }
+        let key = ApiKey::parse(&text);
+        match &key {
+            Some(key) => self.effective.push(format!("{name} = {key:?} ({origin})")),
             // What was meant to be a key is never shown, however wrong it is.
-            (None, _) => self.problems.push(Problem(format!(
-                "{}API_KEY is '********' ({}), but must be a text that begins with 'dc_', without spaces",
-                self.prefix,
-                raw.origin()
+            None => self.problems.push(Problem(format!(
+                "{name} is '********' ({origin}), but must be a text that begins with 'dc_', without spaces"
             ))),
         }
-        key
+        Some((key?, file))
     }
 
     fn server(&mut self, default: &'a str, option: Option<&'a str>) -> Option<ServerUrl> {
@@ -417,7 +502,14 @@ impl<'a> Reader<'a> {
         value.unwrap_or(DEFAULT)
     }
 
-    fn flag(&mut self, name: &str) -> bool {
+    fn secret_names(&mut self) -> Option<BTreeSet<String>> {
+        let masks = self.flag("REDACT_OUTPUT", true);
+        let more = self.list("REDACT_NAMES", &[]);
+        let names = mask::NAMES.iter().map(|name| (*name).to_owned());
+        masks.then(|| names.chain(more.iter().map(|name| name.to_uppercase())).collect())
+    }
+
+    fn flag(&mut self, name: &str, default: bool) -> bool {
         let raw = self.raw(name);
         let value = match &raw {
             Raw::Text(text, _) => match text.trim().to_ascii_lowercase().as_str() {
@@ -426,13 +518,13 @@ impl<'a> Reader<'a> {
                 _ => None,
             },
             Raw::Setting(value) => value.as_bool(),
-            Raw::Default => Some(false),
+            Raw::Default => Some(default),
         };
         match value {
             Some(flag) => self.took(name, if flag { "True" } else { "False" }, &raw),
             None => self.refuse(name, &raw, "True or False"),
         }
-        value.unwrap_or_default()
+        value.unwrap_or(default)
     }
 
     fn list(&mut self, name: &str, default: &[&str]) -> BTreeSet<String> {
@@ -460,13 +552,14 @@ impl<'a> Reader<'a> {
     }
 
     fn policy(&mut self) -> Policy {
-        let blocklist_mode = self.flag("USE_BLOCKLIST");
+        let blocklist_mode = self.flag("USE_BLOCKLIST", false);
         let allowed = self.list("ALLOWED_COMMANDS", policy::DEFAULT_ALLOWED);
         let disallowed = self.list("DISALLOWED_COMMANDS", policy::DEFAULT_DISALLOWED);
         let metadata_only = self.list("METADATAONLY_COMMANDS", &[]);
         let bound = self.bound_commands();
+        let allows_settings_override = self.flag("ALLOW_SETTINGS_OVERRIDE", false);
         let mode = if blocklist_mode { Mode::Blocklist(disallowed) } else { Mode::Allowlist(allowed) };
-        Policy { prefix: self.prefix, mode, bound, metadata_only }
+        Policy { prefix: self.prefix, mode, bound, metadata_only, allows_settings_override }
     }
 
     fn bound_commands(&mut self) -> BTreeMap<String, Vec<BoundArgs>> {

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use crate::api::Client;
 use crate::config::{Config, Environment};
 use crate::log::{self, Level};
+use crate::mask::Secrets;
 use crate::project::probe::{Catalogue, Facts, Probe, Wait};
 use crate::project::watch::Watch;
 use crate::project::{self, Project};
@@ -179,14 +180,22 @@ impl Loading {
         config.effective.iter().for_each(|line| self.say(Level::Info, line.clone()));
         config.warnings.iter().for_each(|line| self.say(Level::Warning, line.clone()));
         let client = Client::new(&config, &self.loader.environment).map_err(Error::Configuration)?;
-        self.probe
-            .ask_for_catalogue(&facts, &config.policy)
-            .map_err(|why| probe_failed(&self.project, &why))?;
+        self.probe.ask_for_catalogue(&facts, &config).map_err(|why| probe_failed(&self.project, &why))?;
         Ok((facts, config, client))
     }
 
     fn say(&mut self, level: Level, line: String) {
         self.lines.add(level, line, self.earlier.is_none());
+    }
+}
+
+impl Loaded {
+    /// What no output may show.
+    pub fn secrets(&self) -> Secrets {
+        match self.config.secret_names {
+            Some(_) => self.catalogue.secrets.and(self.config.api_key.reveal()),
+            None => Secrets::default(),
+        }
     }
 }
 

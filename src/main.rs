@@ -28,6 +28,7 @@ mod timer;
 mod audit;
 mod config;
 mod execution;
+mod mask;
 mod policy;
 mod state;
 mod status;

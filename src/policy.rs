@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use crate::execution::{Request, quoted, words};
 
 /// What runs in allowlist mode when the project sets no list of its own (`protocol.md`, Settings).
@@ -70,6 +72,9 @@ pub const DEFAULT_DISALLOWED: &[&str] = &[
 /// The runner's own commands, under both names of the service: never listed, never run.
 const OWN_COMMANDS: [&str; 2] = ["djangocommand", "managecommand"];
 
+/// Options of all Django commands by which an argument list chooses the code that runs.
+pub const CODE_OPTIONS: [&str; 2] = ["--settings", "--pythonpath"];
+
 /// `MAX_ARG_STRLEN` of Linux: the longest single argument that exec takes, its NUL included.
 const ARGUMENT_MAX: usize = 128 * 1024;
 
@@ -108,6 +113,19 @@ pub struct Policy {
     pub mode: Mode,
     pub bound: BTreeMap<String, Vec<BoundArgs>>,
     pub metadata_only: BTreeSet<String>,
+    /// Whether arguments may choose settings and import path, and with them the code that runs.
+    pub allows_settings_override: bool,
+}
+
+/// What a command's own argparse parser says of its options, as far as policy asks.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Parser {
+    /// Its options that look like an abbreviation of one of [`CODE_OPTIONS`]: written out they are no abbreviation.
+    #[serde(default)]
+    pub own_options: BTreeSet<String>,
+    /// The characters by which an argument names a file that has more arguments.
+    #[serde(default)]
+    pub file_prefixes: String,
 }
 
 /// A request that may become a process. Nothing but [`Policy::approve`] makes one.
@@ -167,6 +185,10 @@ impl Policy {
     /// The rule that forbids it.
     pub fn admits(&self, command: &str) -> Result<(), Rejection> {
         let prefix = self.prefix;
+        if !is_module_name(command) {
+            let reason = "its name is not one that a Python module can have".to_owned();
+            return Err(Rejection::malformed(reason));
+        }
         if OWN_COMMANDS.contains(&command) {
             let remedy = "No setting allows it: control the runner on the server itself.";
             return Err(Rejection::new("it is the runner's own command", remedy));
@@ -191,23 +213,33 @@ impl Policy {
         }
     }
 
-    /// Decides on a request, given the commands that the project has.
+    /// Decides on a request, given the commands that the project has, and what is known of their parsers.
     ///
     /// # Errors
     /// The rule that forbids it, to be reported as the execution's result.
-    pub fn approve(&self, request: Request, found: &BTreeSet<String>) -> Result<Approved, Rejection> {
+    pub fn approve(
+        &self,
+        request: Request,
+        found: &BTreeSet<String>,
+        parsers: &BTreeMap<String, Parser>,
+    ) -> Result<Approved, Rejection> {
         let Request { command, args, timeout, metadata_only } = request;
         self.admits(&command)?;
         if !found.contains(&command) {
             let remedy = "Install the app that brings it, or restart the runner if the command is new.";
             return Err(Rejection::new("the project has no command of that name", remedy));
         }
-        self.check_arguments(&command, &args)?;
+        self.check_arguments(&command, &args, parsers.get(&command))?;
         let metadata_only = metadata_only || self.metadata_only.contains(&command);
         Ok(Approved { command, args, timeout, metadata_only })
     }
 
-    fn check_arguments(&self, command: &str, args: &[String]) -> Result<(), Rejection> {
+    fn check_arguments(
+        &self,
+        command: &str,
+        args: &[String],
+        parser: Option<&Parser>,
+    ) -> Result<(), Rejection> {
         if args.iter().any(|arg| arg.contains('\0')) {
             return Err(Rejection::malformed(
                 "an argument holds a NUL, which no process can be given".into(),
@@ -217,7 +249,7 @@ impl Policy {
             let reason = format!("an argument is longer than the {ARGUMENT_MAX} bytes that the kernel takes");
             return Err(Rejection::malformed(reason));
         }
-        let Some(choices) = self.bound.get(command) else { return Ok(()) };
+        let Some(choices) = self.bound.get(command) else { return self.check_options(args, parser) };
         if choices.iter().any(|choice| choice.words == args) {
             return Ok(());
         }
@@ -229,6 +261,42 @@ impl Policy {
             format!("It may run with:\n{}\nTo allow others, add them to {setting}.", list.join("\n")),
         ))
     }
+}
+
+impl Policy {
+    /// What an operator has bound a command to is the host's own word; all else must not choose the code that runs.
+    fn check_options(&self, args: &[String], parser: Option<&Parser>) -> Result<(), Rejection> {
+        let unknown = Parser::default();
+        let chooses = |arg: &&String| parser.unwrap_or(&unknown).chooses_code(arg);
+        let Some(arg) = args.iter().find(chooses).filter(|_| !self.allows_settings_override) else {
+            return Ok(());
+        };
+        let setting = format!("{}ALLOW_SETTINGS_OVERRIDE", self.prefix);
+        Err(Rejection::new(
+            format!(
+                "the argument {} may choose what code runs, as --settings and --pythonpath do",
+                quoted(arg)
+            ),
+            format!("To allow such arguments, set {setting} = True in the project's Django settings."),
+        ))
+    }
+}
+
+impl Parser {
+    /// Whether argparse would take the argument for one of [`CODE_OPTIONS`], in any position: also behind `--`, because a
+    /// parser may hand what is there to another. An abbreviation is taken if no option is written just so.
+    fn chooses_code(&self, arg: &str) -> bool {
+        let name = arg.split_once('=').map_or(arg, |(name, _)| name);
+        let is_abbreviation = name.len() > 2 && CODE_OPTIONS.iter().any(|option| option.starts_with(name));
+        let is_own = self.own_options.contains(name) && !CODE_OPTIONS.contains(&name);
+        is_abbreviation && !is_own || arg.starts_with(|c| self.file_prefixes.contains(c))
+    }
+}
+
+/// Letters, digits and underscores; hyphens too, which the name of a module's file may have.
+fn is_module_name(name: &str) -> bool {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
+    !name.is_empty() && !name.starts_with('-') && name.chars().all(is_part)
 }
 
 impl BoundArgs {
@@ -250,7 +318,13 @@ mod tests {
     }
 
     fn policy(mode: Mode) -> Policy {
-        Policy { prefix: "DJANGOCOMMAND_", mode, bound: BTreeMap::new(), metadata_only: set(&["export"]) }
+        Policy {
+            prefix: "DJANGOCOMMAND_",
+            mode,
+            bound: BTreeMap::new(),
+            metadata_only: set(&["export"]),
+            allows_settings_override: false,
+        }
     }
 
     fn request(command: &str, args: &[&str]) -> Request {
@@ -260,7 +334,10 @@ mod tests {
 
     fn reason(policy: &Policy, request: Request) -> String {
         let found = set(&["check", "flush", "export", "djangocommand", "managecommand", "report"]);
-        policy.approve(request, &found).err().map_or_else(String::new, |rejection| rejection.reason)
+        let own_options = set(&["--set", "--settings"]);
+        let parsers =
+            BTreeMap::from([("report".to_owned(), Parser { own_options, file_prefixes: "@".to_owned() })]);
+        policy.approve(request, &found, &parsers).err().map_or_else(String::new, |rejection| rejection.reason)
     }
 
     #[test]
@@ -278,8 +355,12 @@ mod tests {
         let policy = policy(Mode::Blocklist(set(&["flush"])));
         assert_eq!(reason(&policy, request("check", &[])), "");
         assert_eq!(reason(&policy, request("flush", &[])), "it is in DJANGOCOMMAND_DISALLOWED_COMMANDS");
-        for no_command in ["--version", "-c", "", "nothing"] {
-            assert_eq!(reason(&policy, request(no_command, &[])), "the project has no command of that name");
+        assert_eq!(reason(&policy, request("nothing", &[])), "the project has no command of that name");
+        for no_name in ["--version", "-c", "", "a b", "a.b", "../check", "check\n", "check\0", "a/b"] {
+            assert_eq!(
+                reason(&policy, request(no_name, &[])),
+                "its name is not one that a Python module can have"
+            );
         }
     }
 
@@ -308,6 +389,52 @@ mod tests {
     }
 
     #[test]
+    fn arguments_that_choose_what_code_runs_are_rejected_in_every_form_that_argparse_takes() {
+        let mut policy = policy(Mode::Allowlist(set(&["check", "report"])));
+        let is_rejected = |policy: &Policy, command, args: &[&str]| {
+            reason(policy, request(command, args)).contains("may choose what code runs")
+        };
+        for arg in [
+            "--settings",
+            "--settings=x",
+            "--setting=x",
+            "--s",
+            "--se=x",
+            "--pythonpath",
+            "--pythonpath=/tmp",
+            "--python",
+            "--p=/tmp",
+        ] {
+            assert!(is_rejected(&policy, "check", &["--deploy", arg, "x"]), "{arg}");
+            assert!(is_rejected(&policy, "check", &["--", arg]), "{arg}");
+        }
+        for arg in [
+            "--",
+            "-s",
+            "settings",
+            "--settings-x",
+            "--pythonpaths",
+            "--deploy",
+            "@file",
+            "-",
+            "x=--settings",
+        ] {
+            assert!(!is_rejected(&policy, "check", &[arg]), "{arg}");
+        }
+        // `report` has an option `--set`, and reads arguments from files.
+        for (arg, rejected) in
+            [("--set", false), ("--set=x", false), ("--sett", true), ("--settings", true), ("@file", true)]
+        {
+            assert_eq!(is_rejected(&policy, "report", &[arg]), rejected, "{arg}");
+        }
+        policy.bound.insert("check".into(), vec![BoundArgs::new("--settings=mine", None).unwrap()]);
+        assert_eq!(reason(&policy, request("check", &["--settings=mine"])), "");
+        policy.bound.clear();
+        policy.allows_settings_override = true;
+        assert_eq!(reason(&policy, request("check", &["--settings=mine"])), "");
+    }
+
+    #[test]
     fn what_exec_would_not_take_is_rejected_before() {
         let policy = policy(Mode::Blocklist(set(&[])));
         assert!(reason(&policy, request("check", &["a\0b"])).contains("NUL"));
@@ -319,7 +446,9 @@ mod tests {
     fn the_projects_metadata_only_commands_run_so_without_being_asked() {
         let policy = policy(Mode::Blocklist(set(&[])));
         let found = set(&["export", "check"]);
-        assert!(policy.approve(request("export", &[]), &found).unwrap().metadata_only());
-        assert!(!policy.approve(request("check", &[]), &found).unwrap().metadata_only());
+        let metadata_only = |command| {
+            policy.approve(request(command, &[]), &found, &BTreeMap::new()).unwrap().metadata_only()
+        };
+        assert!(metadata_only("export") && !metadata_only("check"));
     }
 }

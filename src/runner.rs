@@ -437,7 +437,7 @@ impl Runner {
     fn tend_executions(&mut self) {
         let now = Instant::now();
         for active in &mut self.active {
-            active.tend(now);
+            active.tend(now, &self.loaded);
         }
         self.active.retain(|active| !active.is_gone());
     }

@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "the one place for system calls that std does not wrap")]
 
 use std::ffi::{CStr, CString};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -124,6 +124,24 @@ pub fn become_subreaper() -> io::Result<()> {
 pub fn set_process_name(name: &CStr) {
     // SAFETY: the name is NUL-terminated and lives through the call, which copies it.
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
+/// Nobody of the same user may look into this process or find its memory in a core file: it knows the key and secrets.
+/// What is started from it is as open as ever.
+pub fn forbid_inspection() {
+    // SAFETY: prctl with integer arguments.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+}
+
+/// Makes a process likelier than others to be killed when memory is short: `more` is added to its `oom_score_adj`.
+///
+/// # Errors
+/// There is no such process, or no `/proc`.
+pub fn offer_to_oom_killer(pid: u32, more: i32) -> io::Result<()> {
+    const MAX: i32 = 1000;
+    let path = format!("/proc/{pid}/oom_score_adj");
+    let now: i32 = fs::read_to_string(&path)?.trim().parse().map_err(io::Error::other)?;
+    fs::write(path, (now + more).min(MAX).to_string())
 }
 
 /// One child that has ended.

@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::config::{ApiKey, Config, Environment};
 use crate::execution::{ExecutionId, Outcome, quoted};
+use crate::mask::MASKED;
 use crate::project::probe::Catalogue;
 use crate::sys;
 use crate::timer;
@@ -121,6 +122,11 @@ impl Client {
     pub fn new(config: &Config, environment: &Environment) -> Result<Self, String> {
         let transport = Transport::new(&config.server, config.request_timeout, environment)?;
         Ok(Self { transport, base: config.server.as_str().to_owned(), key: config.api_key.clone() })
+    }
+
+    /// From now on it is this key.
+    pub fn use_key(&mut self, key: ApiKey) {
+        self.key = key;
     }
 
     /// How the service is reached, for the log.
@@ -256,7 +262,18 @@ impl Client {
             ("x-request-timestamp", timestamp.to_string()),
             ("x-request-nonce", nonce),
         ];
-        self.transport.send(url, &headers, body, fresh, ANSWER_MAX)
+        let mut answer = self.transport.send(url, &headers, body, fresh, ANSWER_MAX)?;
+        // A server that echoes what it was sent must not bring the key into a log.
+        let key = self.key.reveal();
+        for text in [&mut answer.location, &mut answer.retry_after, &mut answer.date].into_iter().flatten() {
+            *text = text.replace(key, MASKED);
+        }
+        if let Ok(text) = str::from_utf8(&answer.body)
+            && text.contains(key)
+        {
+            answer.body = text.replace(key, MASKED).into_bytes();
+        }
+        Ok(answer)
     }
 }
 

@@ -104,6 +104,7 @@ pub fn spawn_detached(options: &Start, replace: Option<Replace>, stderr: Stdio) 
 }
 
 fn run(options: Start) -> Result<u8, Error> {
+    sys::forbid_inspection();
     let environment = Environment::read();
     set_up_log(&options, &environment);
     sys::set_process_name(c"djangocommand");

@@ -11,15 +11,24 @@ import hashlib
 import json
 import os
 import platform
+import re
 import runpy
 import sys
 import traceback
+
+try:
+    from urllib.parse import unquote
+except ImportError:
+    pass  # Python 2, which fails below with a better message.
 
 MARK = b"djangocommand-probe:"
 PREFIXES = ("DJANGOCOMMAND_", "MANAGECOMMAND_")
 # Directories below a project whose code comes from a package manager.
 FOREIGN = ("site-packages", "dist-packages", "node_modules")
 FILES_MAX = 10000
+# Values that are shorter are in ordinary words too.
+SECRET_MIN = 8
+MASKED = "********"
 
 answers = os.dup(1)
 os.dup2(2, 1)
@@ -53,7 +62,67 @@ def ascii_only(text):
     return text.encode("ascii", "backslashreplace").decode("ascii")
 
 
-def describe(name, app, bound_args, broken):
+def secrets_of(settings, names):
+    """The values of settings (in dictionaries too) and variables whose names end so, and passwords in URLs, longest first."""
+    found = set()
+
+    def collect(name, value, depth):
+        is_secret = name.upper().endswith(names)
+        if isinstance(value, dict):
+            if depth:
+                for key, inner in list(value.items()):
+                    collect(name if is_secret else str(key), inner, depth - 1)
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            if depth:
+                for inner in list(value):
+                    collect(name, inner, depth - 1)
+        elif value is not None and not isinstance(value, (bool, float)):
+            text = value.decode("utf-8", "replace") if isinstance(value, bytes) else None
+            if text is None and (is_secret or isinstance(value, str)):
+                text = str(value)
+            if text and is_secret:
+                found.add(text)
+            if text and "://" in text:
+                found.update(url_passwords(text))
+
+    for name in dir(settings):
+        try:
+            collect(name, getattr(settings, name), 20)
+        except Exception:
+            continue  # One that cannot be read is not printed either.
+    for name, value in os.environ.items():
+        collect(name, value, 1)
+    texts = (text.encode("utf-8", "replace").decode("utf-8") for text in found)
+    return sorted((text for text in texts if len(text) >= SECRET_MIN), key=lambda text: (-len(text), text))
+
+
+def url_passwords(text):
+    """The password of each URL in a text, as it is written and decoded."""
+    for password in re.findall(r"://[^/?#@\s]*?:([^/?#\s]*)@", text):
+        yield password
+        yield unquote(password)
+
+
+def without(secrets, text):
+    for secret in secrets:
+        for line in secret.splitlines():
+            if len(line) >= SECRET_MIN:
+                text = text.replace(line, MASKED)
+    return text
+
+
+def describe_parser(parser, code_options):
+    """What a policy on arguments has to know of a command's options."""
+    described = {}
+    own = [o for o in parser._option_string_actions if any(code.startswith(o) for code in code_options)]
+    if set(own) - set(code_options):
+        described["own_options"] = own
+    if parser.fromfile_prefix_chars:
+        described["file_prefixes"] = parser.fromfile_prefix_chars
+    return described
+
+
+def describe(name, app, bound_args, code_options, secrets, parsers, broken):
     from django.core.management import load_command_class
 
     described = {"name": name, "app_label": app if isinstance(app, str) else "", "help_text": ""}
@@ -61,9 +130,13 @@ def describe(name, app, bound_args, broken):
         command = load_command_class(app, name)
         described["app_label"] = app if isinstance(app, str) else getattr(app, "__name__", str(app))
         try:
-            described["help_text"] = command.create_parser("manage.py", name).format_help()
+            parser = command.create_parser("manage.py", name)
+            described["help_text"] = without(secrets, parser.format_help())
+            about = describe_parser(parser, code_options)
+            if about:
+                parsers[name] = about
         except BaseException:
-            described["help_text"] = str(getattr(command, "help", "") or "")
+            described["help_text"] = without(secrets, str(getattr(command, "help", "") or ""))
     except BaseException as error:  # A command whose import exits must not end the probe either.
         broken.append("%s: %s" % (name, traceback.format_exception_only(type(error), error)[-1].strip()))
     if bound_args:
@@ -162,8 +235,11 @@ def work(wanted_settings, root, real_root):
         os.environ["COLUMNS"] = "80"
         os.environ["PYTHON_COLORS"] = "0"
         wanted = json.loads(line.decode("utf-8"))
-        broken = []
-        described = [describe(w["name"], commands[w["name"]], w.get("bound_args"), broken) for w in wanted]
+        names, code_options = wanted["secret_names"], wanted["code_options"]
+        secrets = [] if names is None else secrets_of(settings, tuple(names))
+        broken, parsers = [], {}
+        described = [describe(w["name"], commands[w["name"]], w.get("bound_args"), code_options, secrets, parsers, broken)
+                     for w in wanted["commands"]]
         by_name = sorted(described, key=lambda command: command["name"])
         canonical = json.dumps(by_name, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode("ascii")).hexdigest()
@@ -171,6 +247,8 @@ def work(wanted_settings, root, real_root):
             "commands": described,
             "hash": "sha256:" + digest,
             "broken": [ascii_only(b) for b in broken],
+            "parsers": parsers,
+            "secrets": secrets,
             "files": project_files(root, real_root, commands),
         })
     # Threads that the project has started must not hold the exit.

@@ -4,7 +4,7 @@
 //! Each answer can be waited for, or looked for now and then while other work goes on.
 //! The script goes through a pipe: nothing shows in `ps`, and no file is left behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::mem;
 use std::os::unix::process::ExitStatusExt;
@@ -19,8 +19,10 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::Project;
+use crate::config::Config;
+use crate::mask::Secrets;
 use crate::notify;
-use crate::policy::Policy;
+use crate::policy::{CODE_OPTIONS, Parser};
 use crate::sys::{self, Bond};
 
 const SCRIPT: &str = include_str!("probe.py");
@@ -58,6 +60,10 @@ pub struct Catalogue {
     pub hash: String,
     /// Commands that are listed without help because they cannot be loaded, each with the reason.
     pub broken: Vec<String>,
+    /// What policy has to know of the commands' options, by their names.
+    pub parsers: BTreeMap<String, Parser>,
+    /// What is secret of settings and environment. Empty if nothing is masked.
+    pub secrets: Secrets,
     /// The project's own files that all this was loaded from, and those that would change it by coming: absolute paths.
     pub files: Vec<String>,
 }
@@ -69,6 +75,15 @@ pub enum Wait {
     No,
     /// Until there is one, or the time that a project may take is over.
     ForAnswer,
+}
+
+/// The second question.
+#[derive(Serialize)]
+struct Question<'a> {
+    commands: Vec<Wanted<'a>>,
+    code_options: [&'a str; 2],
+    /// `null`: nothing is masked.
+    secret_names: Option<&'a BTreeSet<String>>,
 }
 
 #[derive(Serialize)]
@@ -142,13 +157,14 @@ impl Probe {
         self.answer(wait)
     }
 
-    /// Asks the second question: help texts of the commands that `policy` lets run, and the hash of them all.
+    /// Asks the second question: help texts of the commands that policy lets run, the hash of them all, and what is secret.
     ///
     /// # Errors
     /// The question cannot be put into words.
-    pub fn ask_for_catalogue(&mut self, facts: &Facts, policy: &Policy) -> Result<(), String> {
+    pub fn ask_for_catalogue(&mut self, facts: &Facts, config: &Config) -> Result<(), String> {
+        let policy = &config.policy;
         let admitted = facts.commands.iter().filter(|name| policy.admits(name).is_ok());
-        let wanted: Vec<Wanted<'_>> = admitted
+        let commands: Vec<Wanted<'_>> = admitted
             .map(|name| {
                 let choices = policy.bound.get(name).into_iter().flatten();
                 let bound_args =
@@ -156,7 +172,9 @@ impl Probe {
                 Wanted { name, bound_args }
             })
             .collect();
-        let mut question = serde_json::to_vec(&wanted).map_err(|e| e.to_string())?;
+        let secret_names = config.secret_names.as_ref();
+        let question = Question { commands, code_options: CODE_OPTIONS, secret_names };
+        let mut question = serde_json::to_vec(&question).map_err(|e| e.to_string())?;
         question.push(b'\n');
         self.ask(&question);
         Ok(())

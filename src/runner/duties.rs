@@ -146,7 +146,23 @@ impl Runner {
         now
     }
 
+    /// A key that is refused may have been rotated, and a new one be in its file by now.
+    fn look_for_rotated_key(&mut self) {
+        match self.loaded.config.rotated_key() {
+            Ok(None) => {}
+            Ok(Some(key)) => {
+                log::info!("another key is in its file now: trying it");
+                self.loaded.client.use_key(key.clone());
+                self.loaded.config.api_key = key;
+            }
+            Err(why) => self.tell_once(&why, |why| log::warning!("no new key: {why}")),
+        }
+    }
+
     fn send_heartbeat(&mut self) {
+        if self.link.key_is_refused() {
+            self.look_for_rotated_key();
+        }
         let Facts { python_version, django_version, .. } = &self.loaded.facts;
         let result = self.loaded.client.heartbeat(python_version, django_version, self.link.hash());
         let now = self.heard("heartbeat", &result);

@@ -16,6 +16,7 @@ use crate::execution::store::{ExecutionDir, Exit, FORMAT, Keeper, Process, Spec,
 use crate::execution::{ExecutionId, Missing, Offer, Outcome};
 use crate::load::Loaded;
 use crate::log;
+use crate::mask::Secrets;
 use crate::policy::Rejection;
 use crate::shim;
 use crate::timer::{Backoff, Recurring, unix_now};
@@ -88,7 +89,9 @@ impl Trouble {
 pub(super) fn decide(offer: Offer, found: &BTreeSet<String>, loaded: &Loaded) -> Spec {
     let Offer { id, command, request } = offer;
     let policy = &loaded.config.policy;
-    let decided = request.map_err(Rejection::malformed).and_then(|request| policy.approve(request, found));
+    let decided = request
+        .map_err(Rejection::malformed)
+        .and_then(|request| policy.approve(request, found, &loaded.catalogue.parsers));
     let task = match decided {
         Ok(approved) => {
             let project = &loaded.project;
@@ -217,13 +220,13 @@ impl Active {
     }
 
     /// What can be done without the network: start the shim, pass on a wish, see that it has ended.
-    pub(super) fn tend(&mut self, now: Instant) {
+    pub(super) fn tend(&mut self, now: Instant, loaded: &Loaded) {
         let id = &self.spec.id;
         if !self.dir.path().exists() {
             log::error!("execution {id}: its directory is gone; nothing more can be reported of it");
             self.gone = true;
         } else if self.tend_retry.due(now) <= now {
-            match self.try_tend() {
+            match self.try_tend(loaded) {
                 Ok(()) => self.tend_retry.succeeded(),
                 Err(error) => {
                     if self.tend_retry.failures() == 0 {
@@ -235,9 +238,9 @@ impl Active {
         }
     }
 
-    fn try_tend(&mut self) -> io::Result<()> {
+    fn try_tend(&mut self, loaded: &Loaded) -> io::Result<()> {
         match self.stage {
-            Stage::New if self.may_begin() => self.begin(),
+            Stage::New if self.may_begin() => self.begin(&loaded.secrets()),
             Stage::Running { wish, asked } => {
                 if let Some(exit) = self.dir.exit()? {
                     return self.end(&exit);
@@ -297,9 +300,9 @@ impl Active {
         self.announced && self.output_due(Instant::now()).is_none()
     }
 
-    fn begin(&mut self) -> io::Result<()> {
+    fn begin(&mut self, secrets: &Secrets) -> io::Result<()> {
         let launched = match self.dir.keeper()? {
-            Keeper::Nobody(lock) => shim::launch(&self.dir, lock),
+            Keeper::Nobody(lock) => shim::launch(&self.dir, lock, secrets),
             _ => Ok(()),
         };
         self.stage = match launched {

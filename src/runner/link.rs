@@ -49,6 +49,10 @@ impl Link {
         self.key == Key::Accepted
     }
 
+    pub(super) fn key_is_refused(&self) -> bool {
+        self.key == Key::Refused
+    }
+
     /// A heartbeat succeeded. Returns whether that is news.
     pub(super) fn key_accepted(&mut self) -> bool {
         let news = self.key != Key::Accepted;

@@ -14,6 +14,7 @@ use std::time::Instant;
 use crate::execution::Missing;
 use crate::execution::segment::{self, Stream};
 use crate::execution::store::ExecutionDir;
+use crate::mask::{Mask, Masker};
 use crate::timer::unix_now;
 
 /// Read at once, in bytes.
@@ -32,13 +33,14 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Starts a thread for each pipe that `child` has. No more than `limit` bytes of its output are kept.
+    /// Starts a thread for each pipe that `child` has. No more than `limit` bytes of its output are kept, and of what `mask`
+    /// masks nothing.
     ///
     /// # Errors
     /// The `output` file cannot be opened, or no thread can be started.
-    pub fn start(child: &mut Child, dir: &ExecutionDir, limit: u64) -> io::Result<Self> {
+    pub fn start(child: &mut Child, dir: &ExecutionDir, limit: u64, mask: Mask) -> io::Result<Self> {
         let (done, readers) = mpsc::channel();
-        let output = Arc::new(Mutex::new(Output::open(dir, limit)?));
+        let output = Arc::new(Mutex::new(Output::open(dir, limit, mask)?));
         let mut capture = Self { readers, open: 0, output };
         if let Some(pipe) = child.stdout.take() {
             capture.start_one(pipe, Stream::Stdout, &done)?;
@@ -133,10 +135,11 @@ struct Output {
 }
 
 impl Output {
-    fn open(dir: &ExecutionDir, limit: u64) -> io::Result<Self> {
+    fn open(dir: &ExecutionDir, limit: u64, mask: Mask) -> io::Result<Self> {
         let file = dir.appender()?;
         let length = file.metadata()?.len();
-        let [stdout, stderr] = [Stream::Stdout, Stream::Stderr].map(Decoder::new);
+        let mask = Arc::new(mask);
+        let [stdout, stderr] = [Stream::Stdout, Stream::Stderr].map(|stream| Decoder::new(stream, &mask));
         let missing = Missing::default();
         Ok(Self {
             dir: dir.clone(),
@@ -190,11 +193,8 @@ impl Output {
         let limit = self.limit;
         let decoder = self.decoder(stream);
         let mut lines = Vec::new();
-        if decoder.missing.beyond_limit > 0 {
-            decoder.partial.clear();
-        }
-        decoder.notice(limit, &mut lines);
         decoder.finish(unix_now(), &mut lines);
+        decoder.notice(limit, &mut lines);
         self.unsaid.append(&mut lines);
         if self.say_last_words().is_err() {
             // For them there is a reserve. Without room even so, they wait for some with the command's end.
@@ -243,6 +243,7 @@ struct Decoder {
     partial: Vec<u8>,
     /// The last character was `\r` and became a newline: a `\n` that follows is a part of it.
     after_cr: bool,
+    masker: Masker,
     /// The last segment left its line unfinished.
     in_line: bool,
     /// What no line says anything about yet.
@@ -250,9 +251,9 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn new(stream: Stream) -> Self {
-        let missing = Missing::default();
-        Self { stream, partial: Vec::new(), after_cr: false, in_line: false, missing }
+    fn new(stream: Stream, mask: &Arc<Mask>) -> Self {
+        let (masker, missing) = (Masker::new(Arc::clone(mask)), Missing::default());
+        Self { stream, partial: Vec::new(), after_cr: false, masker, in_line: false, missing }
     }
 
     /// What stands before the next segments if something is missing.
@@ -293,14 +294,18 @@ impl Decoder {
             }
         }
         self.partial = partial;
+        let text = self.masker.feed(text);
         self.segment(&text, now, lines);
     }
 
     fn finish(&mut self, now: f64, lines: &mut Vec<u8>) {
+        let mut text = String::new();
         if !self.partial.is_empty() {
             self.partial.clear();
-            self.segment("\u{fffd}", now, lines);
+            text = self.masker.feed("\u{fffd}".to_owned());
         }
+        text.push_str(&self.masker.finish());
+        self.segment(&text, now, lines);
     }
 
     /// Appends valid text with its newlines and NULs replaced.
@@ -345,7 +350,7 @@ mod tests {
 
     /// The text that the segments of `pieces`, read one after the other, hold.
     fn decoded(pieces: &[&[u8]]) -> String {
-        let mut decoder = Decoder::new(Stream::Stdout);
+        let mut decoder = Decoder::new(Stream::Stdout, &Arc::default());
         let mut lines = Vec::new();
         for piece in pieces {
             decoder.feed(piece, 1.0, &mut lines);
@@ -390,7 +395,7 @@ mod tests {
 
     #[test]
     fn a_line_has_the_time_of_its_first_character() {
-        let mut decoder = Decoder::new(Stream::Stdout);
+        let mut decoder = Decoder::new(Stream::Stdout, &Arc::default());
         let mut lines = Vec::new();
         decoder.feed(b"Pass", 1.0, &mut lines);
         decoder.feed(b"word: \nnext", 2.0, &mut lines);
@@ -414,7 +419,7 @@ mod tests {
     fn a_character_that_is_half_there_at_the_end_is_recorded_and_nothing_after_it() {
         let temp = tempfile::tempdir().unwrap();
         let dir = ExecutionDir::open(temp.path().to_owned());
-        let mut output = Output::open(&dir, u64::MAX).unwrap();
+        let mut output = Output::open(&dir, u64::MAX, Mask::default()).unwrap();
         output.take(Stream::Stdout, b"half: \xe2\x82");
         output.take(Stream::Stderr, b"ended\xc3");
         output.finish(Stream::Stderr);
@@ -429,7 +434,7 @@ mod tests {
     fn what_is_beyond_the_limit_is_counted_for_each_stream_and_said_once() {
         let temp = tempfile::tempdir().unwrap();
         let dir = ExecutionDir::open(temp.path().to_owned());
-        let mut output = Output::open(&dir, 4).unwrap();
+        let mut output = Output::open(&dir, 4, Mask::default()).unwrap();
         output.take(Stream::Stdout, b"kept\xe2");
         output.take(Stream::Stdout, b"\x82\xac, no");
         output.take(Stream::Stderr, b"no");
@@ -440,7 +445,7 @@ mod tests {
                 "[{count} bytes of output are missing here: it is longer than the 4 bytes of MAX_OUTPUT_BYTES]\n"
             )
         };
-        assert_eq!(recorded(&dir, Stream::Stdout), format!("kept\n{}", said(6)));
+        assert_eq!(recorded(&dir, Stream::Stdout), format!("kept\u{fffd}\n{}", said(6)));
         assert_eq!(recorded(&dir, Stream::Stderr), said(2));
     }
 }

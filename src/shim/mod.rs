@@ -3,7 +3,8 @@
 //! It holds the command's pipes, its deadline and its fate; it knows no URL and no key. The runner asks it to end the
 //! command by signals that nobody else sends: SIGUSR1 for a cancel with grace, SIGUSR2 for one without. SIGTERM, which a
 //! supervisor sends to everything in sight, must not pass for the service's wish. While the shim lives it holds the
-//! lock that it was started with on standard input, so that its death can never go unnoticed.
+//! lock that it was started with as standard output, so that its death can never go unnoticed. On standard input it is
+//! told what the output must not show.
 
 mod capture;
 mod descendants;
@@ -17,11 +18,13 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::execution::segment::Stream;
 use crate::execution::store::{ExecutionDir, Keeper, Process, Task};
 use crate::execution::{Missing, Outcome, Status};
+use crate::mask::Secrets;
 use crate::notify;
 use crate::signals::Signals;
 use crate::sys::{self, Bond};
@@ -47,17 +50,26 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How often a full disk is tried again when there is nothing else left to do.
 const DISK_RETRY: Duration = Duration::from_secs(1);
 
-/// Starts a shim for the execution in `dir`, handing over the lock. The same binary, even if its file was replaced.
-/// Nothing of the child is kept: it is found by its lock, by this runner as by the next one.
+/// How much likelier than the runner a shim is to be killed when memory is short, and a command than its shim.
+const OOM_STEP: i32 = 100;
+/// The most that a shim is told of secrets, in bytes.
+const SECRETS_MAX: u64 = 16 * 1024 * 1024;
+
+/// Starts a shim for the execution in `dir`, handing over the lock and what its output must not show. The same binary,
+/// even if its file was replaced. Nothing of the child is kept: it is found by its lock, by this runner as by the next one.
 ///
 /// # Errors
 /// No process can be started now.
-pub fn launch(dir: &ExecutionDir, lock: File) -> io::Result<()> {
+pub fn launch(dir: &ExecutionDir, lock: File, secrets: &Secrets) -> io::Result<()> {
+    let (reader, mut writer) = io::pipe()?;
+    let secrets = serde_json::to_vec(secrets)?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0(NAME).arg(crate::cli::SHIM).arg(dir.path());
-    command.stdin(Stdio::from(lock)).stdout(Stdio::null()).stderr(Stdio::null());
+    command.stdin(reader).stdout(Stdio::from(lock)).stderr(Stdio::null());
     notify::VARIABLES.iter().for_each(|variable| _ = command.env_remove(variable));
     sys::isolate(&mut command, Bond::Independent);
+    // The shim reads it first of all; but if it is stopped, or killed, that must not hold up the runner.
+    thread::Builder::new().stack_size(64 * 1024).spawn(move || writer.write_all(&secrets))?;
     command.spawn().map(drop)
 }
 
@@ -116,7 +128,10 @@ fn directory_of(pid: u32) -> Option<PathBuf> {
 
 fn directory_of_users(pid: u32, user: u32) -> Option<PathBuf> {
     let proc = PathBuf::from(format!("/proc/{pid}"));
-    if fs::metadata(&proc).ok()?.uid() != user {
+    // The directory itself is root's, since a shim forbids to look into it.
+    let status = fs::read_to_string(proc.join("status")).ok()?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1)?;
+    if effective.parse() != Ok(user) {
         return None;
     }
     let line = fs::read(proc.join("cmdline")).ok()?;
@@ -142,9 +157,13 @@ fn hold_lock_and_look_after(dir: &ExecutionDir) -> io::Result<()> {
     // First of all: once the PID is in the lock, a signal may come, and uncaught it would end us.
     let signals = Signals::catch(&[sys::SIGCHLD, CANCEL, FORCE])?;
     sys::ignore_signals(&[sys::SIGTERM, sys::SIGINT]);
+    let _ = sys::offer_to_oom_killer(std::process::id(), OOM_STEP);
+    sys::forbid_inspection();
+    let secrets = read_secrets();
     let _lock = take_over_lock(dir)?;
     let begun = Instant::now();
-    if let Err(error) = look_after(dir, &signals) {
+    let looked_after = secrets.and_then(|secrets| look_after(dir, &signals, &secrets));
+    if let Err(error) = looked_after {
         let text = format!("[djangocommand: the command cannot be looked after: {error}]\n");
         let _ = dir.append_text(Stream::Stderr, unix_now(), &text);
         let duration = begun.elapsed().as_secs_f64();
@@ -153,12 +172,19 @@ fn hold_lock_and_look_after(dir: &ExecutionDir) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes the lock from standard input and writes the PID into it: from here on the execution has begun.
+/// What the output must not show. Without it nothing may run.
+fn read_secrets() -> io::Result<Secrets> {
+    let mut bytes = Vec::new();
+    io::stdin().take(SECRETS_MAX).read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+/// Takes the lock from standard output and writes the PID into it: from here on the execution has begun.
 fn take_over_lock(dir: &ExecutionDir) -> io::Result<File> {
-    let mut lock = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut lock = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let (ours, theirs) = (lock.metadata()?, fs::metadata(dir.path().join("shim.lock"))?);
     if (ours.dev(), ours.ino()) != (theirs.dev(), theirs.ino()) {
-        return Err(io::Error::other("standard input is not its lock; only the runner starts shims"));
+        return Err(io::Error::other("standard output is not its lock; only the runner starts shims"));
     }
     lock.try_lock()?;
     let mut content = String::new();
@@ -173,7 +199,7 @@ fn take_over_lock(dir: &ExecutionDir) -> io::Result<File> {
     Ok(lock)
 }
 
-fn look_after(dir: &ExecutionDir, signals: &Signals) -> io::Result<()> {
+fn look_after(dir: &ExecutionDir, signals: &Signals, secrets: &Secrets) -> io::Result<()> {
     sys::set_process_name(c"djangocommand");
     sys::become_subreaper()?;
     let Task::Run(process) = dir.spec()?.task else {
@@ -190,7 +216,8 @@ fn look_after(dir: &ExecutionDir, signals: &Signals) -> io::Result<()> {
             return Ok(());
         }
     };
-    let mut capture = Capture::start(&mut child, dir, process.max_output_bytes)?;
+    let _ = sys::offer_to_oom_killer(child.id(), OOM_STEP);
+    let mut capture = Capture::start(&mut child, dir, process.max_output_bytes, secrets.mask())?;
     let deadline = process.timeout.map(|seconds| begun + Duration::from_secs_f64(seconds));
     let outcome = Watch { signals, pid: child.id(), deadline, exit: None, ending: None }.until_the_end();
     let missing = capture.end(Instant::now() + LINGER);

@@ -62,7 +62,7 @@ fn what_an_allowlist_or_the_request_itself_forbids_is_refused_with_rule_and_reme
                 "",
                 &["'flush'", "it is not in DJANGOCOMMAND_ALLOWED_COMMANDS", "[\"@default\", \"flush\"]"],
             ),
-            ("", "", &["''", "it is not in DJANGOCOMMAND_ALLOWED_COMMANDS"]),
+            ("", "", &["''", "its name is not one that a Python module can have"]),
             (
                 "djangocommand",
                 "start",
@@ -95,7 +95,7 @@ fn what_a_blocklist_forbids_is_refused_with_rule_and_remedy() {
             ("touch", "x", &["'touch'", "it is in DJANGOCOMMAND_DISALLOWED_COMMANDS", "take it out of"]),
             ("djangocommand", "", &["'djangocommand'", "the runner's own command", "No setting allows it"]),
             ("gone", "", &["'gone'", "the project has no command of that name"]),
-            ("--version", "", &["'--version'", "the project has no command of that name"]),
+            ("--version", "", &["'--version'", "its name is not one that a Python module can have"]),
         ],
     );
 }
@@ -266,7 +266,8 @@ fn a_command_runs_in_the_projects_directory_with_the_runners_environment_and_nob
     let (server, project) = (Server::start(), fake_project());
     let [cwd, env, stdin, session] =
         ["cwd", "env", "stdin", "session"].map(|command| server.enqueue(Job::new(command)));
-    let runner = Runner::in_project(&project).server(&server).env("PROOF", "a b\n=ü").start();
+    let runner = Runner::in_project(&project).server(&server).env("PROOF", "a b\n=ü");
+    let runner = runner.env("DJANGOCOMMAND_REDACT_OUTPUT", "False").start();
     for id in [&cwd, &env, &stdin, &session] {
         assert_eq!(server.completed(id, WITHIN).status, "success");
     }

@@ -73,6 +73,9 @@ mod reloading;
 /// Scarcity: no descriptors, no processes, no time on the processor.
 #[cfg(test)]
 mod scarcity;
+/// Secrets: what a command prints of keys and passwords stays on the host.
+#[cfg(test)]
+mod secrets;
 /// The service: headers, connections, what heartbeats and polls bring about, suspension, outages.
 #[cfg(test)]
 mod service;
@@ -94,6 +97,9 @@ mod supervision;
 /// Torrents: lines without end, lines without text, and much over a slow line, in little memory.
 #[cfg(test)]
 mod torrents;
+/// Trust: arguments that choose code, keys in files, what other processes may see.
+#[cfg(test)]
+mod trust;
 /// An unreliable service: away for a while, its answers lost, its clock another.
 #[cfg(test)]
 mod unreliable;
