@@ -21,7 +21,7 @@ use crate::near;
 use crate::policy::{self, BoundArgs, Mode, Policy};
 
 /// The settings, without their prefix. `STATE_DIR` is not among them: it must be known before Python runs.
-const SETTINGS: [&str; 16] = [
+const SETTINGS: [&str; 17] = [
     "API_KEY",
     "API_KEY_FILE",
     "SERVER_URL",
@@ -38,9 +38,13 @@ const SETTINGS: [&str; 16] = [
     "MAX_OUTPUT_BYTES",
     "REDACT_OUTPUT",
     "REDACT_NAMES",
+    "CA_BUNDLE",
 ];
 /// Read from the environment only, before the settings are known.
 const ENVIRONMENT_ONLY: [&str; 1] = ["STATE_DIR"];
+
+/// Where `CA_BUNDLE` is looked for besides: the variables of `requests`, curl and OpenSSL, in this order.
+const CA_VARIABLES: [&str; 3] = ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"];
 
 /// The name under which systemd is to hand over the key.
 const CREDENTIAL: &str = "djangocommand-api-key";
@@ -71,6 +75,11 @@ impl Environment {
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
+
+    /// Whether the variable is there, be it empty.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
 }
 
 /// What the runner goes by, all of it checked.
@@ -89,10 +98,20 @@ pub struct Config {
     pub max_output_bytes: u64,
     /// The ends of the names of what is secret; `None`: nothing is masked.
     pub secret_names: Option<BTreeSet<String>>,
+    /// `None`: the roots that are built in.
+    pub ca_bundle: Option<CaBundle>,
     /// `NAME = value (origin)` for each setting, the key masked.
     pub effective: Vec<String>,
     /// What is odd but no error.
     pub warnings: Vec<String>,
+}
+
+/// The file or directory with the certificates that the server's must be signed by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CaBundle {
+    pub path: String,
+    /// The setting or variable that names it.
+    pub named_by: String,
 }
 
 /// The key that authenticates the runner. It has no `Display`, and its `Debug` does not show it.
@@ -123,6 +142,7 @@ pub struct ServerUrl {
     base: String,
     https: bool,
     host: String,
+    port: u16,
 }
 
 impl ServerUrl {
@@ -139,6 +159,11 @@ impl ServerUrl {
         &self.host
     }
 
+    /// The one in the URL, else that of its scheme.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let base = text.trim_end_matches('/');
         let uri: Uri = base.parse().ok()?;
@@ -153,7 +178,8 @@ impl ServerUrl {
             !authority.contains('@') && uri.query().is_none() && !base.contains('#') && !host.is_empty();
         // `http://host:` and `http://host:99999` have an authority, but no port that could be connected to.
         let port_is_good = authority.ends_with(uri.host()?) || uri.port_u16().is_some_and(|port| port > 0);
-        (plain && port_is_good).then(|| Self { base: base.to_owned(), https, host })
+        let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
+        (plain && port_is_good).then(|| Self { base: base.to_owned(), https, host, port })
     }
 }
 
@@ -196,6 +222,7 @@ impl Config {
         let policy = reader.policy();
         let max_output_bytes = reader.max_output_bytes();
         let secret_names = reader.secret_names();
+        let ca_bundle = reader.ca_bundle();
         reader.refuse_unknown_settings();
         reader.warnings.extend(reader.odd_variables());
         let Reader { problems, effective, warnings, .. } = reader;
@@ -210,6 +237,7 @@ impl Config {
                 policy,
                 max_output_bytes,
                 secret_names,
+                ca_bundle,
                 effective,
                 warnings,
             }),
@@ -507,6 +535,35 @@ impl<'a> Reader<'a> {
         let more = self.list("REDACT_NAMES", &[]);
         let names = mask::NAMES.iter().map(|name| (*name).to_owned());
         masks.then(|| names.chain(more.iter().map(|name| name.to_uppercase())).collect())
+    }
+
+    fn ca_bundle(&mut self) -> Option<CaBundle> {
+        let raw = self.raw("CA_BUNDLE");
+        let path = match &raw {
+            Raw::Text(text, _) => Some(*text),
+            Raw::Setting(value) => value.as_str(),
+            Raw::Default => return self.other_ca_bundle(),
+        };
+        let Some(path) = path.filter(|path| Path::new(path).is_absolute()) else {
+            self.refuse("CA_BUNDLE", &raw, "the absolute path of a file or directory with certificates");
+            return None;
+        };
+        self.took("CA_BUNDLE", path, &raw);
+        Some(CaBundle { path: path.to_owned(), named_by: format!("{}CA_BUNDLE", self.prefix) })
+    }
+
+    fn other_ca_bundle(&mut self) -> Option<CaBundle> {
+        let named = CA_VARIABLES.iter().find_map(|name| Some((*name, self.environment.get(name)?)));
+        match named {
+            Some((name, path)) => {
+                self.took("CA_BUNDLE", path, &Raw::Text(path, name));
+                Some(CaBundle { path: path.to_owned(), named_by: name.to_owned() })
+            }
+            None => {
+                self.took("CA_BUNDLE", "the built-in roots", &Raw::Default);
+                None
+            }
+        }
     }
 
     fn flag(&mut self, name: &str, default: bool) -> bool {

@@ -9,11 +9,12 @@ mod executions;
 mod link;
 mod reload;
 mod report;
+mod told;
 mod wishes;
 
 pub use wishes::{Wish, Wishes};
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,7 @@ use executions::{Active, Stage};
 use link::Link;
 use reload::Reload;
 use report::Report;
+use told::Told;
 
 /// How often is asked for pending executions (`protocol.md`, Meaning).
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
@@ -45,7 +47,7 @@ const DELIVERY_PATIENCE: Duration = Duration::from_secs(10);
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long `start --once` goes on while nothing runs and the service takes nothing of what there is.
 const ROUND_PATIENCE: Duration = Duration::from_secs(60);
-/// How many oddities of the pending list are remembered, so that each is said or tried once and not at every poll.
+/// How many executions that were given up are remembered, so that each is tried now and then and not at every poll.
 const REMEMBERED_MAX: usize = 1000;
 
 /// What the runner is made of.
@@ -94,7 +96,9 @@ pub struct Runner {
     last_delivery: Instant,
     /// The last poll left something on the list for want of room.
     more_pending: bool,
-    told: HashSet<String>,
+    /// What is odd on the pending list.
+    odd_offers: Told,
+    troubles: Told,
     /// When each of the duties that share what time is left was last done, so that none can keep the others out.
     last_done: HashMap<Share, Instant>,
     /// Executions whose `start` the service refused. If it goes on offering them, they are tried again in a while.
@@ -168,7 +172,8 @@ impl Runner {
             last_activity: None,
             last_delivery: now,
             more_pending: false,
-            told: HashSet::new(),
+            odd_offers: Told::default(),
+            troubles: Told::default(),
             last_done: HashMap::new(),
             given_up: HashMap::new(),
             wishes,
@@ -443,11 +448,6 @@ impl Runner {
     }
 
     fn tell_once(&mut self, what: &str, tell: impl Fn(&str)) {
-        if self.told.len() >= REMEMBERED_MAX {
-            self.told.clear();
-        }
-        if self.told.insert(what.to_owned()) {
-            tell(what);
-        }
+        self.troubles.once(what, Instant::now(), tell);
     }
 }

@@ -3,6 +3,11 @@
 //! A request that fails is a value: [`Failure`] says of which class, the caller decides when to try again. Nothing
 //! here waits, but for the one repetition of a request whose kept-alive connection the server had just closed.
 
+mod addresses;
+mod cause;
+mod proxy;
+mod punctual;
+mod roots;
 mod transport;
 
 use std::fmt;
@@ -14,7 +19,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::config::{ApiKey, Config, Environment};
-use crate::execution::{ExecutionId, Outcome, quoted};
+use crate::execution::{ExecutionId, Outcome, quoted, shortened};
 use crate::mask::MASKED;
 use crate::project::probe::Catalogue;
 use crate::sys;
@@ -27,6 +32,10 @@ const ANSWER_MAX: u64 = 4 * 1024 * 1024;
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
 /// How much of the pending list is looked at. The rest comes with the next polls.
 const ENTRIES_MAX: usize = 200;
+/// How much of an error's answer is looked at for its message, in bytes.
+const MESSAGE_MAX: usize = 64 * 1024;
+/// The longest text of the service's that is kept or told whole, in characters.
+const TEXT_MAX: usize = 200;
 
 /// Why a request did not do what it should.
 #[derive(Debug)]
@@ -118,9 +127,9 @@ pub struct Client {
 
 impl Client {
     /// # Errors
-    /// The proxy or the certificates that the environment names cannot be used.
+    /// The proxy that the environment names, or the certificates, cannot be used.
     pub fn new(config: &Config, environment: &Environment) -> Result<Self, String> {
-        let transport = Transport::new(&config.server, config.request_timeout, environment)?;
+        let transport = Transport::new(config, environment)?;
         Ok(Self { transport, base: config.server.as_str().to_owned(), key: config.api_key.clone() })
     }
 
@@ -130,7 +139,7 @@ impl Client {
     }
 
     /// How the service is reached, for the log.
-    pub fn route(&self) -> &str {
+    pub fn route(&self) -> String {
         self.transport.route()
     }
 
@@ -155,8 +164,10 @@ impl Client {
         Ok(Heartbeat {
             commands_in_sync: body.commands_in_sync.unwrap_or(true),
             pending_executions: body.pending_executions.unwrap_or(0),
-            suspended: suspended
-                .then(|| body.suspension_reason.unwrap_or_else(|| "no reason given".to_owned())),
+            suspended: suspended.then(|| {
+                body.suspension_reason
+                    .map_or_else(|| "no reason given".to_owned(), |reason| shortened(&reason, TEXT_MAX))
+            }),
         })
     }
 
@@ -172,7 +183,13 @@ impl Client {
         }
         let request = format!("{{\"commands\":{}}}", catalogue.commands.get());
         let body: Body = self.read("/api/runner/commands/sync/", Some(&request))?;
-        Ok((body.synced_count.unwrap_or(0), body.commands_hash.filter(|hash| !hash.is_empty())))
+        let hash = body.commands_hash.filter(|hash| !hash.is_empty());
+        // It would go back with each heartbeat.
+        if let Some(hash) = hash.as_ref().filter(|hash| hash.len() > TEXT_MAX) {
+            let why = format!("the server's hash of the commands is longer than any: {}", quoted(hash));
+            return Err(Failure::unreachable(why));
+        }
+        Ok((body.synced_count.unwrap_or(0), hash))
     }
 
     /// The first entries of the pending list, each to be read by itself, so that a wrong one does not spoil the others.
@@ -309,7 +326,7 @@ fn clock_skew(date: &str, unix: f64) -> Option<String> {
 
 /// The error message of an answer: `detail`, else `error`, else its text.
 fn message(answer: &Answer) -> String {
-    let text = String::from_utf8_lossy(&answer.body);
+    let text = String::from_utf8_lossy(&answer.body[..answer.body.len().min(MESSAGE_MAX)]);
     let json: Option<Value> = serde_json::from_str(&text).ok();
     let named = json.as_ref().and_then(|json| json.get("detail").or_else(|| json.get("error")));
     match named {
@@ -333,7 +350,8 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
     if !is_object {
         return Err(nonsense("no JSON object"));
     }
-    serde_json::from_slice(body).map_err(|e| nonsense(&e.to_string()))
+    // A value of the wrong type is quoted whole in the error.
+    serde_json::from_slice(body).map_err(|e| nonsense(&shortened(&e.to_string(), TEXT_MAX)))
 }
 
 #[cfg(test)]

@@ -3,30 +3,24 @@
 //! Nothing is followed or retried here, and nothing has a time limit of its own but the whole request and the
 //! connection.
 
-use std::fmt;
-use std::fs;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ureq::http::{Request, Response, Uri};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
-use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
-use ureq::{Agent, AsSendBody, Body, Proxy};
+use ureq::http::{Request, Response};
+use ureq::tls::TlsConfig;
+use ureq::unversioned::transport::{Connector, DefaultConnector};
+use ureq::{Agent, AsSendBody, Body};
 
-use crate::config::{Environment, ServerUrl};
-use crate::sys;
+use super::addresses::Addresses;
+use super::cause::Route;
+use super::punctual::Punctual;
+use super::{proxy, roots};
+use crate::config::{Config, Environment};
 
 /// A dead IPv6 route must not use up the time of the whole request.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A poll every 2 s would be 43,000 pairs of DNS queries a day.
-const ADDRESSES_FRESH: Duration = Duration::from_secs(60);
 /// ureq's default of 128 KiB a buffer is half a megabyte of memory for no more speed.
 const BUFFER: usize = 16 * 1024;
-/// Where `requests` looks for the name of a certificate bundle, and then OpenSSL.
-const CA_VARIABLES: [&str; 3] = ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"];
 
 /// A whole answer, whatever its status.
 pub(super) struct Answer {
@@ -53,45 +47,45 @@ impl Error {
 
 pub(super) struct Transport {
     agent: Agent,
-    route: String,
+    route: Route,
 }
 
 impl Transport {
-    pub(super) fn new(
-        server: &ServerUrl,
-        timeout: Duration,
-        environment: &Environment,
-    ) -> Result<Self, String> {
-        let proxy = proxy(server, environment)?;
-        let (roots, roots_from) = roots(environment)?;
-        let mut route = proxy.as_ref().map_or_else(
-            || "directly".to_owned(),
-            |proxy| format!("through the proxy {}:{}", proxy.host(), proxy.port()),
-        );
-        if server.is_https() {
-            route.push_str(&format!(", certificates checked against {roots_from}"));
-        }
+    pub(super) fn new(config: &Config, environment: &Environment) -> Result<Self, String> {
+        let Config { server, request_timeout: timeout, .. } = config;
+        let (roots, roots_name) = roots::read(config.ca_bundle.as_ref())?;
+        let proxy = proxy::find(server, environment)?;
+        let route = Route {
+            host: server.host().to_owned(),
+            proxy: proxy.as_ref().map(|(proxy, from)| format!("{}:{} ({from})", proxy.host(), proxy.port())),
+            roots: server.is_https().then_some(roots_name),
+            prefix: config.policy.prefix,
+        };
         let config = Agent::config_builder()
-            .timeout_global(Some(timeout))
-            .timeout_connect(Some(CONNECT_TIMEOUT.min(timeout)))
+            .timeout_global(Some(*timeout))
+            .timeout_connect(Some(CONNECT_TIMEOUT.min(*timeout)))
             .http_status_as_error(false)
             // With 0 the redirect itself is the answer: following it would carry the key elsewhere.
             .max_redirects(0)
             .https_only(server.is_https())
-            .proxy(proxy)
+            .proxy(proxy.map(|(proxy, _)| proxy))
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .user_agent(concat!("djangocommand/", env!("CARGO_PKG_VERSION")))
             .input_buffer_size(BUFFER)
             .output_buffer_size(BUFFER)
             .build();
         Ok(Self {
-            agent: Agent::with_parts(config, DefaultConnector::default(), Addresses::default()),
+            agent: Agent::with_parts(
+                config,
+                DefaultConnector::default().chain(Punctual),
+                Addresses::default(),
+            ),
             route,
         })
     }
 
-    pub(super) fn route(&self) -> &str {
-        &self.route
+    pub(super) fn route(&self) -> String {
+        self.route.to_string()
     }
 
     /// Sends one request, `POST` if there is a body. `fresh` asks for a new connection.
@@ -137,153 +131,8 @@ impl Transport {
     }
 
     fn explain(&self, error: &ureq::Error) -> Error {
-        match error {
-            ureq::Error::Timeout(what) => Error::of(format!("no answer in time ({what})")),
-            ureq::Error::Io(io) => {
-                let kinds =
-                    [io::ErrorKind::UnexpectedEof, io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
-                let hint = if io.to_string().contains("UnknownIssuer") {
-                    format!("; the certificates are checked against: {}", self.route)
-                } else {
-                    String::new()
-                };
-                Error { cause: format!("{io}{hint}"), stale: kinds.contains(&io.kind()) }
-            }
-            other => Error::of(other.to_string()),
-        }
-    }
-}
-
-/// The proxy that `requests` would take: `https_proxy` or `http_proxy` by the URL's scheme, then `all_proxy`, lower
-/// case first, unless `no_proxy` names the host.
-fn proxy(server: &ServerUrl, environment: &Environment) -> Result<Option<Proxy>, String> {
-    let either_case =
-        |name: &str| environment.get(name).or_else(|| environment.get(&name.to_ascii_uppercase()));
-    let by_scheme = if server.is_https() { "https_proxy" } else { "http_proxy" };
-    let Some(value) = either_case(by_scheme).or_else(|| either_case("all_proxy")) else { return Ok(None) };
-    if either_case("no_proxy").is_some_and(|list| is_exempt(server.host(), list)) {
-        return Ok(None);
-    }
-    let url = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
-    // The value may hold a password, so it is not quoted.
-    Proxy::new(&url)
-        .map(Some)
-        .map_err(|_| format!("the proxy that {by_scheme} or all_proxy names is no URL that can be used"))
-}
-
-/// Whether a `no_proxy` list names the host: itself, a domain above it, or `*`.
-fn is_exempt(host: &str, list: &str) -> bool {
-    list.split(',').map(|entry| entry.trim().to_ascii_lowercase()).filter(|entry| !entry.is_empty()).any(
-        |entry| {
-            let name = entry.trim_start_matches('*').trim_start_matches('.');
-            entry == "*" || host == name || host.ends_with(&format!(".{name}"))
-        },
-    )
-}
-
-fn roots(environment: &Environment) -> Result<(RootCerts, String), String> {
-    let named = CA_VARIABLES.iter().find_map(|name| Some((*name, environment.get(name)?)));
-    let Some((variable, path)) = named else {
-        return Ok((RootCerts::WebPki, "the built-in roots".to_owned()));
-    };
-    let unusable =
-        |why: String| format!("the certificates '{path}' that {variable} names cannot be used: {why}");
-    let pem = fs::read(path).map_err(|e| unusable(e.to_string()))?;
-    let mut certificates: Vec<Certificate<'static>> = Vec::new();
-    for item in ureq::tls::parse_pem(&pem) {
-        if let PemItem::Certificate(certificate) = item.map_err(|e| unusable(e.to_string()))? {
-            certificates.push(certificate);
-        }
-    }
-    if certificates.is_empty() {
-        return Err(unusable("no certificate is in it".to_owned()));
-    }
-    Ok((RootCerts::new_with_certs(&certificates), format!("'{path}' ({variable})")))
-}
-
-/// Looks names up without a thread, remembers the answer, and asks for IPv4 alone where the usual question fails.
-#[derive(Default)]
-struct Addresses {
-    known: Mutex<Option<Known>>,
-}
-
-struct Known {
-    host_and_port: String,
-    addresses: Vec<SocketAddr>,
-    since: Instant,
-}
-
-impl fmt::Debug for Addresses {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Addresses")
-    }
-}
-
-impl Resolver for Addresses {
-    fn resolve(
-        &self,
-        uri: &Uri,
-        _: &ureq::config::Config,
-        _: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let host = uri.host().ok_or(ureq::Error::HostNotFound)?;
-        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("http") { 80 } else { 443 });
-        let host_and_port = format!("{host}:{port}");
-        let mut known = self.known.lock().map_err(|_| ureq::Error::HostNotFound)?;
-        let same = known.as_ref().filter(|known| known.host_and_port == host_and_port);
-        let addresses = match same {
-            Some(known) if known.since.elapsed() < ADDRESSES_FRESH => known.addresses.clone(),
-            _ => match look_up(host, port) {
-                Ok(addresses) => {
-                    *known =
-                        Some(Known { host_and_port, addresses: addresses.clone(), since: Instant::now() });
-                    addresses
-                }
-                // Where the name led to before is a better guess than nowhere.
-                Err(error) => match same {
-                    Some(known) => known.addresses.clone(),
-                    None => {
-                        return Err(ureq::Error::Io(io::Error::other(format!(
-                            "cannot look up '{host}': {error}"
-                        ))));
-                    }
-                },
-            },
-        };
-        let mut resolved = self.empty();
-        // The array holds 16.
-        addresses.into_iter().take(16).for_each(|address| resolved.push(address));
-        Ok(resolved)
-    }
-}
-
-fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let addresses: Vec<SocketAddr> = match format!("{host}:{port}").to_socket_addrs() {
-        Ok(found) => found.collect(),
-        // If that fails too, the first error is the one that users can look up.
-        Err(error) => sys::lookup_ipv4(host, port).map_err(|_| error)?,
-    };
-    if addresses.is_empty() { Err(io::Error::other("the name has no address")) } else { Ok(addresses) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_proxy_names_hosts_and_domains() {
-        for (host, list, exempt) in [
-            ("a.example.com", "example.com", true),
-            ("a.example.com", " other , .example.com", true),
-            ("example.com", ".EXAMPLE.com", true),
-            ("badexample.com", "example.com", false),
-            ("a.example.com", "*", true),
-            ("a.example.com", "*.example.com", true),
-            ("127.0.0.1", "127.0.0.1,localhost", true),
-            ("127.0.0.10", "127.0.0.1", false),
-            ("a", "", false),
-        ] {
-            assert_eq!(is_exempt(host, list), exempt, "{host} in {list:?}");
-        }
+        let kinds = [io::ErrorKind::UnexpectedEof, io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
+        let stale = matches!(error, ureq::Error::Io(io) if kinds.contains(&io.kind()));
+        Error { cause: self.route.explain(error), stale }
     }
 }

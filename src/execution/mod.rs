@@ -130,7 +130,9 @@ impl Offer {
         let request = Request::parse(&entry);
         let command = match &request {
             Ok(request) => request.command.clone(),
-            Err(_) => entry.command.and_then(text).map(|command| shortened(&command)).unwrap_or_default(),
+            Err(_) => {
+                entry.command.and_then(text).map(|command| shortened(&command, QUOTE_MAX)).unwrap_or_default()
+            }
         };
         Ok(Self { id, command, request })
     }
@@ -231,11 +233,12 @@ pub struct Missing {
 
 /// `text` in quotes, shortened, with control characters escaped: for messages about what the service sent.
 pub fn quoted(text: &str) -> String {
-    format!("'{}'", crate::log::printable(&shortened(text)))
+    format!("'{}'", crate::log::printable(&shortened(text, QUOTE_MAX)))
 }
 
-fn shortened(text: &str) -> String {
-    let mut short: String = text.chars().take(QUOTE_MAX).collect();
+/// The first `max` characters of what may have no end.
+pub fn shortened(text: &str, max: usize) -> String {
+    let mut short: String = text.chars().take(max).collect();
     if short.len() < text.len() {
         short.push('…');
     }

@@ -245,7 +245,9 @@ impl Runner {
             let offer = match Offer::parse(entry) {
                 Ok(offer) => offer,
                 Err(why) => {
-                    self.tell_once(&why, |why| log::warning!("skipped an entry of the pending list: {why}"));
+                    self.odd_offers.once(&why, Instant::now(), |why| {
+                        log::warning!("skipped an entry of the pending list: {why}")
+                    });
                     continue;
                 }
             };
@@ -253,7 +255,7 @@ impl Runner {
                 continue;
             }
             if self.audit.has(&offer.id) {
-                self.tell_once(offer.id.as_str(), |id| {
+                self.odd_offers.once(offer.id.as_str(), Instant::now(), |id| {
                     log::warning!("execution {id} was here before and is not run again")
                 });
                 continue;

@@ -46,6 +46,9 @@ mod failures;
 /// Hand-over: `restart`, a crash, a new binary: the next runner goes on where the last one stopped.
 #[cfg(test)]
 mod hand_over;
+/// A hostile server: every field and every part of an answer as nobody would send it.
+#[cfg(test)]
+mod hostile;
 /// The long run: outages, pauses and amounts of work in the time and number that they have in life.
 #[cfg(test)]
 mod long_run;
@@ -97,6 +100,9 @@ mod supervision;
 /// Torrents: lines without end, lines without text, and much over a slow line, in little memory.
 #[cfg(test)]
 mod torrents;
+/// Transport: certificates, proxies, redirects.
+#[cfg(test)]
+mod transport;
 /// Trust: arguments that choose code, keys in files, what other processes may see.
 #[cfg(test)]
 mod trust;

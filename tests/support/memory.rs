@@ -56,7 +56,8 @@ impl Peaks {
     }
 }
 
-fn peak(pid: u32) -> Option<u64> {
+/// The most memory that a process has had at a time, in KiB.
+pub(crate) fn peak(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().trim_end_matches(" kB").parse().ok()

@@ -23,6 +23,9 @@ pub(crate) mod preload;
 /// Projects to run commands in: one without Django for speed, one with the real thing.
 #[cfg(test)]
 pub(crate) mod project;
+/// A proxy between a runner and its service.
+#[cfg(test)]
+pub(crate) mod proxy;
 /// Starts the real binary, listens to its log, and leaves no process behind.
 #[cfg(test)]
 pub(crate) mod runner;
@@ -35,6 +38,9 @@ pub(crate) mod state_dir;
 /// The few calls to the kernel that the standard library lacks.
 #[cfg(test)]
 pub(crate) mod sys;
+/// TLS before a server, with certificates of one's own.
+#[cfg(test)]
+pub(crate) mod tls;
 /// Waits for what no event tells.
 #[cfg(test)]
 pub(crate) mod wait;

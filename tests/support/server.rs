@@ -128,6 +128,10 @@ impl Server {
         format!("http://{}", self.address)
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Offers a command; the id of its execution.
     pub(crate) fn enqueue(&self, job: Job) -> String {
         let id = fresh_uuid_v4();
@@ -407,6 +411,13 @@ fn carry_out(order: Order, releases: u64, connection: &mut Connection, number: u
         }
         Order::Bytes(bytes) => {
             connection.write(&bytes).ok();
+            false
+        }
+        Order::Flood(first, rest) => {
+            let mut is_taken = connection.write(&first).is_ok();
+            while is_taken && !shared.lock().is_stopping {
+                is_taken = connection.write(&rest).is_ok();
+            }
             false
         }
         Order::Close => false,

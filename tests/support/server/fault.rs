@@ -74,6 +74,8 @@ pub(crate) enum Fault {
     Truncated,
     /// These bytes are the whole answer, then the connection is closed; not processed.
     Raw(Vec<u8>),
+    /// The first bytes once, and then the second ones over and over, until the client has had enough; not processed.
+    Flood(Vec<u8>, Vec<u8>),
     /// Processed; 200 with this body instead of the real one.
     Body(String),
     /// A normal answer that says nothing of closing, and then the connection is closed.
@@ -103,7 +105,7 @@ impl Fault {
 
     /// Whether the service does what it was asked, whatever it then answers.
     pub(crate) fn lets_process(&self) -> bool {
-        !matches!(self, Fault::Status { .. } | Fault::Reset | Fault::Hang | Fault::Raw(_))
+        !matches!(self, Fault::Status { .. } | Fault::Reset | Fault::Hang | Fault::Raw(_) | Fault::Flood(..))
     }
 }
 
@@ -118,6 +120,7 @@ pub(crate) enum Order {
     PartThenReset(Answer),
     Trickle { answer: Answer, at_once: usize },
     Bytes(Vec<u8>),
+    Flood(Vec<u8>, Vec<u8>),
     Close,
     Reset,
     Silence,
@@ -146,6 +149,7 @@ impl Order {
                 Order::Trickle { answer, at_once: head }
             }
             Some(Fault::Raw(bytes)) => Order::Bytes(bytes),
+            Some(Fault::Flood(first, rest)) => Order::Flood(first, rest),
             Some(Fault::ProcessedThenClose) => Order::Close,
             Some(Fault::Reset) => Order::Reset,
             Some(Fault::Hang) => Order::Silence,
@@ -163,6 +167,7 @@ impl Order {
             | Order::PartThenReset(_)
             | Order::Trickle { .. }
             | Order::Bytes(_)
+            | Order::Flood(..)
             | Order::Close
             | Order::Reset
             | Order::Silence => 0,
