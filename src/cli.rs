@@ -28,6 +28,13 @@ pub enum Command {
         lines: usize,
         follow: bool,
     },
+    History {
+        place: Place,
+        json: bool,
+        /// How many executions, the last ones.
+        count: usize,
+        command: Option<String>,
+    },
     /// Role 2, started by the runner itself: the directory of the execution to look after.
     Shim(PathBuf),
     /// Text for standard output, and nothing else to do.
@@ -245,7 +252,27 @@ const SUBCOMMANDS: &[Subcommand] = &[
         ],
         notes: "",
     },
+    Subcommand {
+        name: HISTORY,
+        help: "Show what was run and refused on this host, and how it ended.",
+        options: &[
+            PLACE,
+            &[
+                valued(Some('n'), "lines", "N", "How many executions, the last ones: 20 by default."),
+                flag(
+                    None,
+                    "json",
+                    "The record's own lines, one JSON object each; the keys are described in the README.",
+                ),
+            ],
+        ],
+        notes: "With COMMAND, only the executions of that command. It reads audit.jsonl in the state directory, whether \
+                a\nrunner runs or not.\n\nExit code 0: shown. 1: there is none, or it cannot be read.\n",
+    },
 ];
+
+/// The one subcommand that takes a word which is no option: the name of a management command.
+const HISTORY: &str = "history";
 
 const HELP: Opt = flag(Some('h'), "help", "Show this help.");
 const VERSION: Opt = flag(Some('V'), "version", "Show the version.");
@@ -266,6 +293,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
     let mut parser = lexopt::Parser::from_args(args);
     let mut sub: Option<&'static Subcommand> = None;
     let mut given: Vec<(&'static Opt, OsString)> = Vec::new();
+    let mut operand: Option<OsString> = None;
     loop {
         // An argument borrows the parser, so the option is looked up before its value is asked for.
         let opt = match parser.next().map_err(|e| usage_error(&e.to_string(), sub))? {
@@ -284,6 +312,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
                 }
                 continue;
             }
+            Some(lexopt::Arg::Value(word))
+                if operand.is_none() && sub.is_some_and(|sub| sub.name == HISTORY) =>
+            {
+                operand = Some(word);
+                continue;
+            }
             Some(arg) => find_option(sub, arg)?,
         };
         let value = match opt.value {
@@ -293,7 +327,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
         given.push((opt, value));
     }
     let sub = sub.map_or_else(|| find_subcommand(DEFAULT_SUBCOMMAND), Ok)?;
-    command(sub, given).map_err(|why| usage_error(&why, Some(sub)))
+    command(sub, given, operand).map_err(|why| usage_error(&why, Some(sub)))
 }
 
 fn shim(parser: &mut lexopt::Parser) -> Result<Command, String> {
@@ -337,7 +371,11 @@ struct Values {
     follow: bool,
 }
 
-fn command(sub: &'static Subcommand, given: Vec<(&'static Opt, OsString)>) -> Result<Command, String> {
+fn command(
+    sub: &'static Subcommand,
+    given: Vec<(&'static Opt, OsString)>,
+    operand: Option<OsString>,
+) -> Result<Command, String> {
     let mut values = Values {
         start: Start {
             place: Place::default(),
@@ -377,6 +415,13 @@ fn command(sub: &'static Subcommand, given: Vec<(&'static Opt, OsString)>) -> Re
         "status" => Command::Status { place: start.place, json },
         "ensure" => Command::Ensure(start),
         "logs" => Command::Logs { place: start.place, lines, follow },
+        HISTORY => Command::History {
+            place: start.place,
+            json,
+            count: lines,
+            // No command has a name that is no UTF-8.
+            command: operand.map(|word| word.to_string_lossy().into_owned()),
+        },
         _ => Command::Start(start),
     })
 }
@@ -466,7 +511,8 @@ fn usage_error(message: &str, sub: Option<&Subcommand>) -> String {
 }
 
 fn usage(sub: &Subcommand) -> String {
-    format!("djangocommand {} [OPTIONS]", sub.name)
+    let operand = if sub.name == HISTORY { " [COMMAND]" } else { "" };
+    format!("djangocommand {} [OPTIONS]{operand}", sub.name)
 }
 
 fn overview() -> String {
@@ -573,6 +619,11 @@ mod tests {
         );
         assert!(matches!(parse_words("logs -fn 7"), Ok(Command::Logs { lines: 7, follow: true, .. })));
         assert!(matches!(parse_words("status --json"), Ok(Command::Status { json: true, .. })));
+        let history = parse_words("history -n 3 send_invoices --json");
+        assert!(
+            matches!(history, Ok(Command::History { json: true, count: 3, command: Some(c), .. }) if c == "send_invoices")
+        );
+        assert!(matches!(parse_words("history"), Ok(Command::History { count: 20, command: None, .. })));
     }
 
     #[test]
@@ -614,6 +665,10 @@ mod tests {
             ("start --quiet=1", "unexpected argument for option '--quiet'"),
             ("start -v 7", "--verbosity is '7', but must be 0, 1, 2 or 3"),
             ("start now", "unexpected argument \"now\""),
+            (
+                "history one two",
+                "unexpected argument \"two\"\nusage: djangocommand history [OPTIONS] [COMMAND]",
+            ),
             ("start -d --once", "--detach and --once exclude each other"),
             ("status --force", "invalid option '--force'"),
             ("--force status", "--force is no option of 'status'\nusage: djangocommand status"),

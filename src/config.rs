@@ -21,7 +21,7 @@ use crate::near;
 use crate::policy::{self, BoundArgs, Mode, Policy};
 
 /// The settings, without their prefix. `STATE_DIR` is not among them: it must be known before Python runs.
-const SETTINGS: [&str; 17] = [
+const SETTINGS: [&str; 18] = [
     "API_KEY",
     "API_KEY_FILE",
     "SERVER_URL",
@@ -39,6 +39,7 @@ const SETTINGS: [&str; 17] = [
     "REDACT_OUTPUT",
     "REDACT_NAMES",
     "CA_BUNDLE",
+    "AUDIT_SYSLOG",
 ];
 /// Read from the environment only, before the settings are known.
 const ENVIRONMENT_ONLY: [&str; 1] = ["STATE_DIR"];
@@ -100,6 +101,8 @@ pub struct Config {
     pub secret_names: Option<BTreeSet<String>>,
     /// `None`: the roots that are built in.
     pub ca_bundle: Option<CaBundle>,
+    /// What is recorded in `audit.jsonl` goes to syslog as well.
+    pub audit_syslog: bool,
     /// `NAME = value (origin)` for each setting, the key masked.
     pub effective: Vec<String>,
     /// What is odd but no error.
@@ -223,6 +226,7 @@ impl Config {
         let max_output_bytes = reader.max_output_bytes();
         let secret_names = reader.secret_names();
         let ca_bundle = reader.ca_bundle();
+        let audit_syslog = reader.flag("AUDIT_SYSLOG", false);
         reader.refuse_unknown_settings();
         reader.warnings.extend(reader.odd_variables());
         let Reader { problems, effective, warnings, .. } = reader;
@@ -238,6 +242,7 @@ impl Config {
                 max_output_bytes,
                 secret_names,
                 ca_bundle,
+                audit_syslog,
                 effective,
                 warnings,
             }),
@@ -786,6 +791,7 @@ mod tests {
             ]
         );
         assert_eq!(config.effective[10], "DJANGOCOMMAND_BOUND_COMMANDS = migrate (environment)");
+        assert_eq!(config.effective[12], "DJANGOCOMMAND_AUDIT_SYSLOG = False (default)");
         assert!(!format!("{config:?}").contains("dc_secret"));
     }
 

@@ -247,13 +247,34 @@ fn open_to_append(path: &Path) -> io::Result<File> {
 pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() {
+        if is_harmful(c) {
             let _ = write!(out, "{}", c.escape_default());
         } else {
             out.push(c);
         }
     }
     out
+}
+
+/// The same for JSON, which stays what it is. It leaves the control characters beyond ASCII as they are, and to a
+/// terminal some of them are as good as an escape. Its own newlines stay.
+pub fn printable_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if is_harmful(c) && c != '\n' {
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// Whether a character does something to a line instead of standing in it: controls, and what turns the direction of
+/// writing, so that a line does not read as it stands there. All of them are below U+10000.
+fn is_harmful(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 macro_rules! error {
@@ -290,6 +311,8 @@ mod tests {
     #[test]
     fn a_message_cannot_move_the_cursor_or_forge_a_line() {
         assert_eq!(printable("a\n2026 info fake\x1b[2J"), "a\\n2026 info fake\\u{1b}[2J");
+        assert_eq!(printable("\u{202e}hsulf ü"), "\\u{202e}hsulf ü");
+        assert_eq!(printable_json("{\n\"\u{9b}31m\u{2066}\"}"), "{\n\"\\u009b31m\\u2066\"}");
     }
 
     #[test]

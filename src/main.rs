@@ -23,6 +23,7 @@ mod near;
 mod notify;
 mod signals;
 mod sys;
+mod syslog;
 mod timer;
 // Floor 1: what the words mean: settings, executions, policy, the state directory.
 mod audit;
@@ -65,6 +66,9 @@ fn main() -> ExitCode {
         Ok(cli::Command::Reload(place)) => end(control::reload(&place)),
         Ok(cli::Command::Ensure(options)) => end(control::ensure(&options)),
         Ok(cli::Command::Logs { place, lines, follow }) => end(control::logs(&place, lines, follow)),
+        Ok(cli::Command::History { place, json, count, command }) => {
+            end(control::history(&place, json, count, command.as_deref()))
+        }
         Ok(cli::Command::Status { place, json }) => match control::status(&place, json) {
             Err(control::Error::Configuration(why) | control::Error::Failed(why)) => fail(&why, UNKNOWN),
             told => end(told),

@@ -19,7 +19,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::api::CancelWish;
-use crate::audit::Audit;
+use crate::audit::{Asker, Audit, Event};
 use crate::load;
 use crate::load::{Loaded, Loader};
 use crate::log;
@@ -145,10 +145,12 @@ impl Runner {
     pub fn new(parts: Parts, wishes: Wishes) -> io::Result<Self> {
         // Only now: a signal that neither ends the process nor is caught would be forgotten.
         wishes.waited();
-        let Parts { loader, mut loaded, state, audit, status, notify, watches_files, once } = parts;
+        let Parts { loader, mut loaded, state, mut audit, status, notify, watches_files, once } = parts;
         let now = Instant::now();
         let (interval, retries) = (loaded.config.heartbeat_interval, loaded.config.max_retries);
         let active = executions::adopt(&state.executions(), &loaded.config)?;
+        audit.set_syslog(loaded.config.audit_syslog);
+        audit.note(None, &configured(&loaded));
         let mut reload = Reload::new(loader, std::mem::take(&mut loaded.watch), watches_files);
         reload.set_pace(interval, loaded.facts.debug);
         let mut report = Report::new(state.path().to_owned(), status, notify);
@@ -279,7 +281,9 @@ impl Runner {
                 log::info!("cancelling {running} execution(s)");
                 self.drain(None);
                 self.stop = Stop::Draining { interrupted: None, cancelled: true };
-                self.active.iter_mut().for_each(|active| active.want_end(CancelWish::Graceful));
+                for active in &mut self.active {
+                    active.want_end(CancelWish::Graceful, Asker::User, &mut self.audit);
+                }
             }
             (Wish::Interrupt | Wish::Cancel, Stop::Delivering { .. }) => {
                 self.stop = Stop::Delivering { until: Instant::now() }
@@ -380,6 +384,10 @@ impl Runner {
             self.sync.hurry(now);
         }
         self.found = loaded.facts.commands.iter().cloned().collect();
+        if !is_same_account || goes_otherwise(&self.loaded, &loaded) {
+            self.audit.set_syslog(loaded.config.audit_syslog);
+            self.audit.note(None, &configured(&loaded));
+        }
         self.loaded = loaded;
         self.report.goes_by(self.loaded.config.server.as_str(), self.loaded.config.request_timeout);
         self.report.reloaded(None);
@@ -443,6 +451,7 @@ impl Runner {
         let now = Instant::now();
         for active in &mut self.active {
             active.tend(now, &self.loaded);
+            active.note_end(&mut self.audit);
         }
         self.active.retain(|active| !active.is_gone());
     }
@@ -450,4 +459,20 @@ impl Runner {
     fn tell_once(&mut self, what: &str, tell: impl Fn(&str)) {
         self.troubles.once(what, Instant::now(), tell);
     }
+}
+
+fn configured(loaded: &Loaded) -> Event<'_> {
+    let Loaded { project, facts, config, .. } = loaded;
+    let (python, django) = (&facts.python_version, &facts.django_version);
+    Event::configured(&project.root, &facts.python, python, django, &config.effective)
+}
+
+/// Whether another project, interpreter, setting or command is gone by.
+fn goes_otherwise(old: &Loaded, new: &Loaded) -> bool {
+    let all = |loaded: &Loaded| {
+        let Loaded { project, facts, config, catalogue, .. } = loaded;
+        let versions = [&facts.python, &facts.python_version, &facts.django_version].map(String::clone);
+        (project.root.clone(), versions, config.effective.clone(), catalogue.hash.clone())
+    };
+    all(old) != all(new)
 }

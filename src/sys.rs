@@ -379,6 +379,15 @@ pub fn monotonic() -> Duration {
     Duration::new(u64::try_from(t.tv_sec).unwrap_or(0), u32::try_from(t.tv_nsec).unwrap_or(0))
 }
 
+/// How many columns the terminal has that standard output leads to; `None` if that is no terminal, or does not say.
+pub fn terminal_width() -> Option<usize> {
+    // SAFETY: winsize is plain data, valid when all zero.
+    let mut size: libc::winsize = unsafe { mem::zeroed() };
+    // SAFETY: `size` lives through the call, which fails for whatever is no terminal.
+    let result = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
+    (result == 0 && size.ws_col > 0).then(|| size.ws_col.into())
+}
+
 /// Makes standard output and standard error write to `file`, for this process and those that it starts.
 ///
 /// # Errors

@@ -41,7 +41,7 @@ const TEXT_MAX: usize = 200;
 #[derive(Debug)]
 pub enum Failure {
     /// 401 or 403: the key is not accepted (now). `repeated` as below.
-    Denied { message: String, repeated: bool },
+    Denied { status: u16, message: String, repeated: bool },
     /// Another 4xx: final for this request. `repeated`: it was sent twice, so the first may have been processed.
     Refused { status: u16, message: String, repeated: bool },
     /// No usable answer: no connection, a time limit, 429, 5xx, a redirect, nonsense. It may work later.
@@ -305,7 +305,7 @@ fn classify(answer: Answer, repeated: bool) -> Result<Vec<u8>, Failure> {
         401 | 403 => {
             let skew = answer.date.as_deref().and_then(|date| clock_skew(date, timer::unix_now()));
             let message = format!("{} (status {status}){}", message(&answer), skew.unwrap_or_default());
-            Err(Failure::Denied { message, repeated })
+            Err(Failure::Denied { status, message, repeated })
         }
         408 | 425 | 429 | 500.. => Err(Failure::Unreachable {
             cause: format!("the server answers {status}: {}", message(&answer)),

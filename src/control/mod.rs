@@ -3,6 +3,7 @@
 //! Those that only talk to a runner find it by its state directory and never run Python.
 
 mod ensure;
+mod history;
 mod logs;
 mod reload;
 mod start;
@@ -11,6 +12,7 @@ mod stop;
 mod take_over;
 
 pub use ensure::ensure;
+pub use history::history;
 pub use logs::logs;
 pub use reload::reload;
 pub use start::start;

@@ -16,7 +16,7 @@ use crate::cli::Place;
 use crate::config::Environment;
 use crate::execution::segment::Segment;
 use crate::execution::store::ExecutionDir;
-use crate::log::{self, printable};
+use crate::log::{self, printable, printable_json};
 use crate::project::probe::PRINTED;
 use crate::shim;
 use crate::state::{self, Occupant};
@@ -122,6 +122,18 @@ enum Stage {
     Unreadable,
 }
 
+impl Stage {
+    fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Running => "running",
+            Self::Ended => "ended",
+            Self::Lost => "lost",
+            Self::Unreadable => "unreadable",
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Undelivered {
     bytes: u64,
@@ -137,7 +149,7 @@ pub fn status(place: &Place, json: bool) -> Result<u8, Error> {
     let report = report(&state)?;
     if json {
         let text = serde_json::to_string_pretty(&report).map_err(|e| Error::Failed(e.to_string()))?;
-        say(&without_controls(&text))?;
+        say(&printable_json(&text))?;
     } else {
         say(describe(&report).trim_end())?;
     }
@@ -166,6 +178,12 @@ pub fn something_is_new(state: &Path) -> bool {
 fn any_is(stage: Stage, state: &Path) -> bool {
     let left = executions(state, &BTreeMap::new()).unwrap_or_default();
     left.iter().any(|execution| execution.state == stage)
+}
+
+/// The ids of the executions that are left, as the service wrote them, each with the word that `status` has for its state.
+pub fn states(state: &Path) -> BTreeMap<String, &'static str> {
+    let left = executions(state, &BTreeMap::new()).unwrap_or_default();
+    left.into_iter().map(|execution| (execution.id, execution.state.name())).collect()
 }
 
 /// What a runner is busy with, in a few words.
@@ -306,19 +324,12 @@ fn describe(report: &Report) -> String {
     }
     line("state dir", report.state_dir.clone());
     for execution in &report.executions {
-        let name = match execution.state {
-            Stage::New => "new",
-            Stage::Running => "running",
-            Stage::Ended => "ended",
-            Stage::Lost => "lost",
-            Stage::Unreadable => "unreadable",
-        };
         let lost = match execution.lost_bytes {
             0 => String::new(),
             lost => format!(", {lost} bytes of its output lost: the disk did not take them"),
         };
         let age = span(execution.age_seconds);
-        line(name, format!("{} ({}), {age}{lost}", execution.command, execution.id));
+        line(execution.state.name(), format!("{} ({}), {age}{lost}", execution.command, execution.id));
     }
     let Undelivered { bytes, oldest_seconds } = &report.undelivered;
     if let Some(oldest) = oldest_seconds {
@@ -378,19 +389,6 @@ fn describe_runner(runner: &RunnerReport, line: &mut impl FnMut(&str, String)) {
     if let Some(log) = &runner.log_file {
         line("log", log.clone());
     }
-}
-
-/// JSON leaves the control characters beyond ASCII as they are, and to a terminal some of them are as good as an escape.
-fn without_controls(json: &str) -> String {
-    let mut text = String::with_capacity(json.len());
-    for c in json.chars() {
-        if c.is_control() && c != '\n' {
-            let _ = write!(text, "\\u{:04x}", u32::from(c));
-        } else {
-            text.push(c);
-        }
-    }
-    text
 }
 
 /// A time span in the two units that tell most: `2 h 3 min`, `12 s`.

@@ -125,6 +125,7 @@ pub fn end_what_is_left(state: &StateDir) -> Result<(), Error> {
     let executions = state.executions();
     let left = shim::running(&executions);
     // A shim that has done its work, and only holds the pipes of a background process, ends by this as well.
+    left.iter().for_each(shim::Running::record_user);
     left.iter().for_each(|shim| shim.signal(shim::CANCEL));
     let all_gone = || Ok(shim::running(&executions).is_empty());
     if !wait_until(shim::CANCEL_PATIENCE, all_gone).map_err(failed)? {

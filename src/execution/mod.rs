@@ -78,6 +78,8 @@ pub struct Offer {
     pub id: ExecutionId,
     /// The command's name as far as it could be read; for messages when the rest is wrong.
     pub command: String,
+    /// The arguments as they came, if they are one text; for the record.
+    pub args: String,
     pub request: Result<Request, String>,
 }
 
@@ -134,7 +136,8 @@ impl Offer {
                 entry.command.and_then(text).map(|command| shortened(&command, QUOTE_MAX)).unwrap_or_default()
             }
         };
-        Ok(Self { id, command, request })
+        let args = entry.args.and_then(text).unwrap_or_default();
+        Ok(Self { id, command, args, request })
     }
 }
 
@@ -229,6 +232,13 @@ pub struct Missing {
     pub lost: u64,
     /// They came after the limit was reached.
     pub beyond_limit: u64,
+}
+
+/// How much a command has printed, in bytes, whether it could be kept or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Printed {
+    pub stdout: u64,
+    pub stderr: u64,
 }
 
 /// `text` in quotes, shortened, with control characters escaped: for messages about what the service sent.

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::segment::{self, Segment, Stream};
-use super::{ExecutionId, Missing, Outcome};
+use super::{ExecutionId, Missing, Outcome, Printed};
 use crate::sys;
 
 /// The version of everything in an execution's directory. A runner leaves a directory of a higher one alone.
@@ -73,6 +73,9 @@ pub struct Process {
     /// What it prints beyond that is counted, not kept.
     #[serde(default = "unlimited")]
     pub max_output_bytes: u64,
+    /// What the shim records goes to syslog as well.
+    #[serde(default)]
+    pub audit_syslog: bool,
 }
 
 /// What a version without a limit has written.
@@ -101,6 +104,21 @@ pub struct Exit {
     pub duration: f64,
     #[serde(default)]
     pub missing: Missing,
+    /// `None` if nobody counted it.
+    #[serde(default)]
+    pub printed: Option<Printed>,
+    /// Why, if it did not end by itself, or never began.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+impl Exit {
+    /// It never began, or nobody saw how it ended.
+    pub fn failed(reason: &str) -> Self {
+        let (outcome, missing) = (Outcome::FAILED, Missing::default());
+        let reason = Some(reason.to_owned());
+        Self { version: FORMAT, outcome, duration: 0.0, missing, printed: None, reason }
+    }
 }
 
 /// Who looks after the command.
@@ -234,11 +252,11 @@ impl ExecutionDir {
     ///
     /// # Errors
     /// The disk does not take it.
-    pub fn write_exit(&self, outcome: Outcome, duration: f64, missing: Missing) -> io::Result<()> {
+    pub fn write_exit(&self, exit: &Exit) -> io::Result<()> {
         if let Ok(output) = File::open(self.output_path()) {
             output.sync_data()?;
         }
-        self.write("exit.json", &Exit { version: FORMAT, outcome, duration, missing })
+        self.write("exit.json", exit)
     }
 
     /// Who looks after the command, asked of the lock: neither PIDs nor times can tell.

@@ -8,6 +8,7 @@ use super::executions::{self, Active};
 use super::link::Link;
 use super::{REMEMBERED_MAX, Round, Runner, Stop};
 use crate::api::Failure;
+use crate::audit::Event;
 use crate::execution::{ExecutionId, Offer};
 use crate::log;
 use crate::project::probe::Facts;
@@ -132,7 +133,10 @@ impl Runner {
             self.link.answered();
         }
         match result {
-            Err(Failure::Denied { message, .. }) => {
+            Err(Failure::Denied { status, message, .. }) => {
+                if !self.link.key_is_refused() {
+                    self.audit.note(None, &Event::KeyRefused { status: *status, message });
+                }
                 let wait = self.link.key_refused(message, now);
                 self.heartbeat.reschedule(now + wait);
             }
@@ -171,6 +175,7 @@ impl Runner {
                 self.heartbeat.succeeded(now);
                 self.link.accepted("heartbeat");
                 if self.link.key_accepted() {
+                    self.audit.note(None, &Event::KeyAccepted {});
                     self.poll.resume(now);
                     self.active.iter_mut().for_each(|active| active.key_is_good_again(now));
                 }
@@ -278,8 +283,11 @@ impl Runner {
 
     fn take_one(&mut self, offer: Offer) {
         let (id, command) = (offer.id.clone(), offer.command.clone());
-        let spec = executions::decide(offer, &self.found, &self.loaded);
-        match Active::create(&self.state.executions(), spec, &self.heartbeat_pace()) {
+        let created = self.audit.record_offer(&offer).and_then(|()| {
+            let spec = executions::decide(offer, &self.found, &self.loaded);
+            Active::create(&self.state.executions(), spec, &self.heartbeat_pace())
+        });
+        match created {
             Ok(active) => {
                 self.last_activity = Some(Instant::now());
                 self.active.push(active);
@@ -316,7 +324,7 @@ impl Runner {
         let id = &self.active[i].spec.id;
         let (what, result) = (format!("cancel-status of execution {id}"), self.loaded.client.cancel_wish(id));
         let now = self.heard(&what, &result);
-        self.active[i].asked(result, now);
+        self.active[i].asked(result, &mut self.audit, now);
     }
 
     fn send_output(&mut self, i: usize) {

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::api::{CancelWish, Failure};
-use crate::audit::{Audit, Event};
+use crate::audit::{Asker, Audit, Event, Subject};
 use crate::config::Config;
 use crate::delivery::{self, Delivery};
 use crate::execution::segment::Stream;
@@ -19,6 +19,7 @@ use crate::log;
 use crate::mask::Secrets;
 use crate::policy::Rejection;
 use crate::shim;
+use crate::sys;
 use crate::timer::{Backoff, Recurring, unix_now};
 
 /// How often the service is asked whether a running execution shall end (`protocol.md`, Meaning).
@@ -28,6 +29,9 @@ const METADATA_ONLY_TEXT: &str = "(metadata-only mode, no output captured)\n";
 const INTERRUPTED_TEXT: &str = "[djangocommand: interrupted before the command began; it was not run]\n";
 const SHIM_DIED_TEXT: &str =
     "[djangocommand: the process that watched the command was killed, and the command with it]\n";
+/// The same two for the record.
+const INTERRUPTED: &str = "interrupted before the command began; it was not run";
+const SHIM_DIED: &str = "the process that watched the command was killed, and the command with it";
 
 pub(super) enum Stage {
     /// No process yet.
@@ -63,6 +67,8 @@ pub(super) struct Active {
     delivery_trouble: Trouble,
     /// The directory is gone: nothing can be done for this execution any more.
     gone: bool,
+    /// The record of how it ended has been written, or tried.
+    end_is_noted: bool,
 }
 
 /// Something that the disk does not do: said when it begins and when it ends, however often it is tried in between.
@@ -87,7 +93,7 @@ impl Trouble {
 
 /// Lets policy decide on an offer.
 pub(super) fn decide(offer: Offer, found: &BTreeSet<String>, loaded: &Loaded) -> Spec {
-    let Offer { id, command, request } = offer;
+    let Offer { id, command, request, .. } = offer;
     let policy = &loaded.config.policy;
     let decided = request
         .map_err(Rejection::malformed)
@@ -107,6 +113,7 @@ pub(super) fn decide(offer: Offer, found: &BTreeSet<String>, loaded: &Loaded) ->
                 timeout: approved.timeout().map(|limit| limit.as_secs_f64()),
                 metadata_only: approved.metadata_only(),
                 max_output_bytes: loaded.config.max_output_bytes,
+                audit_syslog: loaded.config.audit_syslog,
             })
         }
         Err(rejection) => Task::Reject { text: rejection.text(&command), reason: rejection.reason },
@@ -160,7 +167,7 @@ fn adopt_one(dir: ExecutionDir, config: &Config) -> io::Result<Option<Active>> {
     active.stage = match (exit, active.dir.keeper()?) {
         (Some(exit), _) => Stage::Ended(exit.outcome),
         (None, Keeper::Nobody(_)) => {
-            active.end_unwatched(INTERRUPTED_TEXT)?;
+            active.end_unwatched(INTERRUPTED_TEXT, INTERRUPTED)?;
             Stage::Ended(Outcome::FAILED)
         }
         (None, _) => Stage::Running { wish: CancelWish::None, asked: CancelWish::None },
@@ -186,6 +193,7 @@ impl Active {
             record_trouble: Trouble::default(),
             delivery_trouble: Trouble::default(),
             gone: false,
+            end_is_noted: false,
         }
     }
 
@@ -196,9 +204,7 @@ impl Active {
         if let Task::Reject { reason, text } = &active.spec.task {
             log::warning!("execution {}: '{}' is refused: {reason}", active.spec.id, active.spec.command);
             let written = active.dir.write_output(unix_now(), &[(Stream::Stderr, text)]);
-            if let Err(error) =
-                written.and_then(|()| active.dir.write_exit(Outcome::FAILED, 0.0, Missing::default()))
-            {
+            if let Err(error) = written.and_then(|()| active.dir.write_exit(&Exit::failed(reason))) {
                 let _ = active.dir.remove();
                 return Err(error);
             }
@@ -247,8 +253,8 @@ impl Active {
                 }
                 match self.dir.keeper()? {
                     // It was killed before it had the lock; the next runner would say the same.
-                    Keeper::Nobody(_) => self.end_unwatched_or_late(INTERRUPTED_TEXT)?,
-                    Keeper::Dead => self.end_unwatched_or_late(SHIM_DIED_TEXT)?,
+                    Keeper::Nobody(_) => self.end_unwatched_or_late(INTERRUPTED_TEXT, INTERRUPTED)?,
+                    Keeper::Dead => self.end_unwatched_or_late(SHIM_DIED_TEXT, SHIM_DIED)?,
                     Keeper::Alive(_) if wish > asked => {
                         let signal = if wish == CancelWish::Force { shim::FORCE } else { shim::CANCEL };
                         if shim::ask(&self.dir, signal)? {
@@ -264,11 +270,11 @@ impl Active {
     }
 
     /// A shim writes `exit.json` before it lets go of its lock, so it is looked for once more.
-    fn end_unwatched_or_late(&mut self, text: &str) -> io::Result<()> {
+    fn end_unwatched_or_late(&mut self, text: &str, reason: &str) -> io::Result<()> {
         match self.dir.exit()? {
             Some(exit) => return self.end(&exit),
             None => {
-                self.end_unwatched(text)?;
+                self.end_unwatched(text, reason)?;
                 log::error!("execution {}: its shim was killed", self.spec.id);
                 self.stage = Stage::Ended(Outcome::FAILED);
             }
@@ -290,9 +296,30 @@ impl Active {
         Ok(())
     }
 
-    fn end_unwatched(&self, text: &str) -> io::Result<()> {
+    /// `text` is what the service shows, `reason` what the host's own record says.
+    fn end_unwatched(&self, text: &str, reason: &str) -> io::Result<()> {
         self.dir.append_text(Stream::Stderr, unix_now(), text)?;
-        self.dir.write_exit(Outcome::FAILED, 0.0, Missing::default())
+        self.dir.write_exit(&Exit::failed(reason))
+    }
+
+    /// Records how it ended, as soon as that is seen. What the service does not know to have started has not ended: that
+    /// is recorded once it does.
+    pub(super) fn note_end(&mut self, audit: &mut Audit) {
+        if self.end_is_noted || !self.announced || !self.has_ended() {
+            return;
+        }
+        self.end_is_noted = true;
+        if matches!(self.spec.task, Task::Run(_)) && !audit.has_end(&self.spec.id) {
+            match self.dir.exit() {
+                Ok(Some(exit)) => audit.note(Some(self.subject()), &Event::ended(&exit)),
+                Ok(None) => {}
+                Err(error) => log::error!("execution {}: how it ended cannot be read: {error}", self.spec.id),
+            }
+        }
+    }
+
+    fn subject(&self) -> Subject<'_> {
+        Subject { id: &self.spec.id, command: &self.spec.command }
     }
 
     /// Metadata-only executions begin when the service has the text that stands for their output.
@@ -308,8 +335,8 @@ impl Active {
         self.stage = match launched {
             Ok(()) => Stage::Running { wish: CancelWish::None, asked: CancelWish::None },
             Err(error) => {
-                let text = format!("[djangocommand: no process can be started on this host: {error}]\n");
-                self.end_unwatched(&text)?;
+                let reason = format!("no process can be started on this host: {error}");
+                self.end_unwatched(&format!("[djangocommand: {reason}]\n"), &reason)?;
                 log::error!("execution {}: no process can be started: {error}", self.spec.id);
                 Stage::Ended(Outcome::FAILED)
             }
@@ -318,18 +345,18 @@ impl Active {
         Ok(())
     }
 
-    /// The service or the user wants it to end.
-    pub(super) fn want_end(&mut self, wanted: CancelWish) {
+    /// The service or the user wants it to end. It ends even if that cannot be recorded.
+    pub(super) fn want_end(&mut self, wanted: CancelWish, by: Asker, audit: &mut Audit) {
+        let is_force = wanted == CancelWish::Force;
+        if matches!(self.stage, Stage::Running { wish, .. } if wanted > wish) {
+            audit.note(Some(self.subject()), &Event::signalled(by, is_force));
+        }
         if matches!(self.stage, Stage::New) {
             self.interrupt();
         } else if let Stage::Running { wish, .. } = &mut self.stage
             && wanted > *wish
         {
-            log::info!(
-                "execution {}: cancelling{}",
-                self.spec.id,
-                if wanted == CancelWish::Force { " by force" } else { "" }
-            );
+            log::info!("execution {}: cancelling{}", self.spec.id, if is_force { " by force" } else { "" });
             *wish = wanted;
         }
     }
@@ -352,7 +379,7 @@ impl Active {
 
     /// Ends what has not begun.
     fn interrupt(&mut self) {
-        match self.end_unwatched(INTERRUPTED_TEXT) {
+        match self.end_unwatched(INTERRUPTED_TEXT, INTERRUPTED) {
             Ok(()) => self.stage = Stage::Ended(Outcome::FAILED),
             Err(error) => log::error!("execution {}: cannot be ended: {error}", self.spec.id),
         }
@@ -438,12 +465,20 @@ impl Active {
 
     /// Everything that must be on disk before the process may exist.
     fn record_start(&mut self, audit: &mut Audit) -> io::Result<()> {
-        let Spec { id, command, task, .. } = &self.spec;
-        match task {
-            Task::Reject { reason, .. } => audit.record(id, Event::Rejected { command, reason })?,
-            Task::Run(_) if self.has_ended() => audit.record(id, Event::Interrupted { command })?,
+        let (id, about) = (&self.spec.id, self.subject());
+        match &self.spec.task {
+            // Recorded before, when the disk did not take what comes after it.
+            Task::Reject { .. } if audit.has(id) => {}
+            Task::Reject { reason, .. } => audit.record(about, &Event::Rejected { reason })?,
+            Task::Run(_) if self.has_ended() => {
+                if let Some(exit) = self.dir.exit()?.filter(|_| !audit.has_end(id)) {
+                    audit.record(about, &Event::ended(&exit))?;
+                }
+            }
             Task::Run(process) => {
-                audit.record(id, Event::Started { command, argv: &process.argv })?;
+                if !audit.has(id) {
+                    audit.record(about, &Event::started(process, sys::effective_uid()))?;
+                }
                 if process.metadata_only {
                     let texts = [(Stream::Stdout, METADATA_ONLY_TEXT), (Stream::Stderr, METADATA_ONLY_TEXT)];
                     self.dir.write_output(unix_now(), &texts)?;
@@ -455,11 +490,11 @@ impl Active {
     }
 
     /// The service said whether it wants the execution to end.
-    pub(super) fn asked(&mut self, result: Result<CancelWish, Failure>, now: Instant) {
+    pub(super) fn asked(&mut self, result: Result<CancelWish, Failure>, audit: &mut Audit, now: Instant) {
         match result {
             Ok(wish) => {
                 self.ask.succeeded(now);
-                self.want_end(wish);
+                self.want_end(wish, Asker::Service, audit);
             }
             Err(failure) => {
                 log::debug!("execution {}: cancel-status: {failure}", self.spec.id);
@@ -561,9 +596,7 @@ impl Active {
                 return false;
             }
         }
-        if let Err(error) = audit.record(id, Event::Delivered { command, outcome }) {
-            log::error!("execution {id}: that it is delivered cannot be recorded: {error}");
-        }
+        audit.note(Some(self.subject()), &Event::Delivered { outcome });
         self.forget();
         true
     }

@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use crate::execution::Missing;
 use crate::execution::segment::{self, Stream};
 use crate::execution::store::ExecutionDir;
+use crate::execution::{Missing, Printed};
 use crate::mask::{Mask, Masker};
 use crate::timer::unix_now;
 
@@ -87,6 +87,11 @@ impl Capture {
         lock(&self.output).say_last_words()
     }
 
+    /// How much has been printed until the end.
+    pub fn printed(&self) -> Printed {
+        lock(&self.output).printed
+    }
+
     /// Whether a background process holds a pipe still.
     pub fn is_open(&self) -> bool {
         self.open > 0
@@ -130,6 +135,7 @@ struct Output {
     missing: Missing,
     /// The last words, as long as the disk does not take them.
     unsaid: Vec<u8>,
+    printed: Printed,
     /// How the command ended is being written down: what still comes is dropped.
     ended: bool,
 }
@@ -151,6 +157,7 @@ impl Output {
             stderr,
             missing,
             unsaid: Vec::new(),
+            printed: Printed::default(),
             ended: false,
         })
     }
@@ -159,6 +166,10 @@ impl Output {
     fn take(&mut self, stream: Stream, bytes: &[u8]) {
         if self.ended {
             return;
+        }
+        match stream {
+            Stream::Stdout => self.printed.stdout += bytes.len() as u64,
+            Stream::Stderr => self.printed.stderr += bytes.len() as u64,
         }
         for piece in bytes.chunks(PIECE) {
             let count = piece.len() as u64;
@@ -440,6 +451,8 @@ mod tests {
         output.take(Stream::Stderr, b"no");
         output.finish(Stream::Stdout);
         assert_eq!(output.end(), Missing { lost: 0, beyond_limit: 8 });
+        output.take(Stream::Stderr, b"after the end");
+        assert_eq!(output.printed, Printed { stdout: 11, stderr: 2 });
         let said = |count| {
             format!(
                 "[{count} bytes of output are missing here: it is longer than the 4 bytes of MAX_OUTPUT_BYTES]\n"

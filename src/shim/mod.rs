@@ -21,9 +21,10 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::audit::{self, Asker, Event, Subject};
 use crate::execution::segment::Stream;
-use crate::execution::store::{ExecutionDir, Keeper, Process, Task};
-use crate::execution::{Missing, Outcome, Status};
+use crate::execution::store::{ExecutionDir, Exit, FORMAT, Keeper, Process, Spec, Task};
+use crate::execution::{Outcome, Status};
 use crate::mask::Secrets;
 use crate::notify;
 use crate::signals::Signals;
@@ -114,6 +115,16 @@ pub struct Running {
 }
 
 impl Running {
+    /// Records that the user is about to have its command ended, if that still runs.
+    pub fn record_user(&self) {
+        let dir = ExecutionDir::open(self.directory.clone());
+        if let (Ok(spec), Ok(None)) = (dir.spec(), dir.exit())
+            && let Task::Run(process) = &spec.task
+        {
+            record_signal(&dir, &spec, process, Asker::User);
+        }
+    }
+
     /// Sends it a signal, if it is still there.
     pub fn signal(&self, signal: i32) {
         let is_still_it = || Ok(directory_of(self.pid).as_ref() == Some(&self.directory));
@@ -166,8 +177,8 @@ fn hold_lock_and_look_after(dir: &ExecutionDir) -> io::Result<()> {
     if let Err(error) = looked_after {
         let text = format!("[djangocommand: the command cannot be looked after: {error}]\n");
         let _ = dir.append_text(Stream::Stderr, unix_now(), &text);
-        let duration = begun.elapsed().as_secs_f64();
-        until_on_disk(dir, &signals, || dir.write_exit(Outcome::FAILED, duration, Missing::default()));
+        let exit = Exit::failed(&format!("it cannot be looked after: {error}"));
+        write_exit(dir, &signals, begun, exit, || {});
     }
     Ok(())
 }
@@ -202,31 +213,39 @@ fn take_over_lock(dir: &ExecutionDir) -> io::Result<File> {
 fn look_after(dir: &ExecutionDir, signals: &Signals, secrets: &Secrets) -> io::Result<()> {
     sys::set_process_name(c"djangocommand");
     sys::become_subreaper()?;
-    let Task::Run(process) = dir.spec()?.task else {
+    let spec = dir.spec()?;
+    let Task::Run(process) = &spec.task else {
         return Err(io::Error::other("there is nothing to run"));
     };
     let begun = Instant::now();
-    let mut child = match spawn(&process) {
+    let mut child = match spawn(process) {
         Ok(child) => child,
         Err(error) => {
             let text = format!("Cannot run '{}' in '{}': {error}.\n", process.argv[0], process.directory);
             let _ = dir.append_text(Stream::Stderr, unix_now(), &text);
-            let duration = begun.elapsed().as_secs_f64();
-            until_on_disk(dir, signals, || dir.write_exit(Outcome::FAILED, duration, Missing::default()));
+            let exit = Exit::failed(&format!("it cannot be run: {error}"));
+            write_exit(dir, signals, begun, exit, || {});
             return Ok(());
         }
     };
     let _ = sys::offer_to_oom_killer(child.id(), OOM_STEP);
     let mut capture = Capture::start(&mut child, dir, process.max_output_bytes, secrets.mask())?;
     let deadline = process.timeout.map(|seconds| begun + Duration::from_secs_f64(seconds));
-    let outcome = Watch { signals, pid: child.id(), deadline, exit: None, ending: None }.until_the_end();
+    let record_timeout = || record_signal(dir, &spec, process, Asker::Timeout);
+    let outcome = Watch {
+        signals,
+        pid: child.id(),
+        deadline,
+        exit: None,
+        ending: None,
+        record_timeout: &record_timeout,
+    }
+    .until_the_end();
     let missing = capture.end(Instant::now() + LINGER);
-    let duration = begun.elapsed().as_secs_f64();
-    until_on_disk(dir, signals, || {
-        // What is missing is said there too, so that must not wait for this.
-        let _ = capture.say_last_words();
-        dir.write_exit(outcome, duration, missing)
-    });
+    let printed = (!process.metadata_only).then(|| capture.printed());
+    let exit = Exit { version: FORMAT, outcome, duration: 0.0, missing, printed, reason: None };
+    // What is missing is said there too, so that must not wait for this.
+    write_exit(dir, signals, begun, exit, || _ = capture.say_last_words());
     // A background process may go on writing: without a reader it would be killed by SIGPIPE. What it orphans while it
     // lives becomes our child and must not stay a zombie.
     if capture.is_open() {
@@ -254,10 +273,23 @@ fn spawn(process: &Process) -> io::Result<Child> {
 }
 
 /// How it ended is not given up on a full disk; only a directory that is gone ends the wait.
-fn until_on_disk(dir: &ExecutionDir, signals: &Signals, mut write: impl FnMut() -> io::Result<()>) {
+fn write_exit(dir: &ExecutionDir, signals: &Signals, begun: Instant, exit: Exit, before: impl Fn()) {
+    let exit = Exit { duration: begun.elapsed().as_secs_f64(), ..exit };
+    let write = || {
+        before();
+        dir.write_exit(&exit)
+    };
     while write().is_err() && dir.path().exists() {
         signals.wait(DISK_RETRY);
     }
+}
+
+/// Records that the command is about to be ended. It is ended in any case: without a record of that, its end is told all
+/// the same.
+fn record_signal(dir: &ExecutionDir, spec: &Spec, process: &Process, by: Asker) {
+    let Some(state) = dir.path().parent().and_then(Path::parent) else { return };
+    let about = Subject { id: &spec.id, command: &spec.command };
+    let _ = audit::append_one(state, process.audit_syslog, about, &Event::signalled(by, false));
 }
 
 /// Somebody or something has decided that the command shall end.
@@ -273,6 +305,7 @@ struct Watch<'a> {
     deadline: Option<Instant>,
     exit: Option<ExitStatus>,
     ending: Option<Ending>,
+    record_timeout: &'a dyn Fn(),
 }
 
 impl Watch<'_> {
@@ -311,6 +344,9 @@ impl Watch<'_> {
             self.ending = Some(Ending { status, kill_at: now });
         } else if self.ending.is_none() && (self.signals.take(CANCEL) || timed_out) {
             let status = if timed_out { Status::TimedOut } else { Status::Cancelled };
+            if timed_out {
+                (self.record_timeout)();
+            }
             self.ending = Some(Ending { status, kill_at: now + GRACE });
             descendants::signal(sys::SIGTERM);
         }

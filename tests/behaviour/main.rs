@@ -70,6 +70,9 @@ mod output;
 /// A read-only disk: under a runner that works, and before one can begin.
 #[cfg(test)]
 mod read_only;
+/// The host's own record: `audit.jsonl`, syslog, `history`.
+#[cfg(test)]
+mod record;
 /// Reloading: new settings and commands, by a signal or because files have changed, while work goes on.
 #[cfg(test)]
 mod reloading;
