@@ -146,29 +146,13 @@ impl Client {
     /// # Errors
     /// See [`Failure`].
     pub fn heartbeat(&self, python: &str, django: &str, hash: &str) -> Result<Heartbeat, Failure> {
-        #[derive(Deserialize)]
-        struct Body {
-            commands_in_sync: Option<bool>,
-            pending_executions: Option<u64>,
-            runner_state: Option<String>,
-            suspension_reason: Option<String>,
-        }
         let request = serde_json::json!({
             "runner_version": env!("CARGO_PKG_VERSION"),
             "python_version": python,
             "django_version": django,
             "commands_hash": hash,
         });
-        let body: Body = self.read("/api/runner/heartbeat/", Some(&request.to_string()))?;
-        let suspended = body.runner_state.as_deref() == Some("suspended");
-        Ok(Heartbeat {
-            commands_in_sync: body.commands_in_sync.unwrap_or(true),
-            pending_executions: body.pending_executions.unwrap_or(0),
-            suspended: suspended.then(|| {
-                body.suspension_reason
-                    .map_or_else(|| "no reason given".to_owned(), |reason| shortened(&reason, TEXT_MAX))
-            }),
-        })
+        parse_heartbeat(&self.call("/api/runner/heartbeat/", Some(&request.to_string()))?)
     }
 
     /// Tells the service which commands there are; returns how many it took and the hash that it has for them now.
@@ -176,20 +160,8 @@ impl Client {
     /// # Errors
     /// See [`Failure`].
     pub fn sync(&self, catalogue: &Catalogue) -> Result<(u64, Option<String>), Failure> {
-        #[derive(Deserialize)]
-        struct Body {
-            synced_count: Option<u64>,
-            commands_hash: Option<String>,
-        }
         let request = format!("{{\"commands\":{}}}", catalogue.commands.get());
-        let body: Body = self.read("/api/runner/commands/sync/", Some(&request))?;
-        let hash = body.commands_hash.filter(|hash| !hash.is_empty());
-        // It would go back with each heartbeat.
-        if let Some(hash) = hash.as_ref().filter(|hash| hash.len() > TEXT_MAX) {
-            let why = format!("the server's hash of the commands is longer than any: {}", quoted(hash));
-            return Err(Failure::unreachable(why));
-        }
-        Ok((body.synced_count.unwrap_or(0), hash))
+        parse_sync(&self.call("/api/runner/commands/sync/", Some(&request))?)
     }
 
     /// The first entries of the pending list, each to be read by itself, so that a wrong one does not spoil the others.
@@ -197,12 +169,7 @@ impl Client {
     /// # Errors
     /// See [`Failure`].
     pub fn pending(&self) -> Result<Vec<Box<RawValue>>, Failure> {
-        #[derive(Deserialize)]
-        struct Body {
-            executions: Option<FirstEntries>,
-        }
-        let body: Body = self.read("/api/runner/pending/", None)?;
-        Ok(body.executions.map(|entries| entries.0).unwrap_or_default())
+        parse_pending(&self.call("/api/runner/pending/", None)?)
     }
 
     /// # Errors
@@ -229,17 +196,7 @@ impl Client {
     /// # Errors
     /// See [`Failure`].
     pub fn cancel_wish(&self, id: &ExecutionId) -> Result<CancelWish, Failure> {
-        #[derive(Deserialize)]
-        struct Body {
-            cancel_requested: Option<bool>,
-            force_kill: Option<bool>,
-        }
-        let body: Body = self.read(&format!("/api/runner/executions/{id}/cancel-status/"), None)?;
-        Ok(match (body.cancel_requested, body.force_kill) {
-            (Some(true), Some(true)) => CancelWish::Force,
-            (Some(true), _) => CancelWish::Graceful,
-            _ => CancelWish::None,
-        })
+        parse_cancel_wish(&self.call(&format!("/api/runner/executions/{id}/cancel-status/"), None)?)
     }
 
     /// A report: its answer says nothing, but it must be the service's own. A captive portal that answers 200 to
@@ -250,10 +207,6 @@ impl Client {
             return Ok(());
         }
         parse::<IgnoredAny>(&answer).map(drop)
-    }
-
-    fn read<T: DeserializeOwned>(&self, path: &str, body: Option<&str>) -> Result<T, Failure> {
-        parse(&self.call(path, body)?)
     }
 
     /// Sends one request, `POST` if it has a body; once more at once if a kept-alive connection turned out closed.
@@ -335,6 +288,70 @@ fn message(answer: &Answer) -> String {
         None if text.trim().is_empty() => "no message".to_owned(),
         None => quoted(text.trim()),
     }
+}
+
+/// What the answer to a heartbeat says.
+pub(crate) fn parse_heartbeat(answer: &[u8]) -> Result<Heartbeat, Failure> {
+    #[derive(Deserialize)]
+    struct Body {
+        commands_in_sync: Option<bool>,
+        pending_executions: Option<u64>,
+        runner_state: Option<String>,
+        suspension_reason: Option<String>,
+    }
+    let body: Body = parse(answer)?;
+    let suspended = body.runner_state.as_deref() == Some("suspended");
+    let reason = || match body.suspension_reason {
+        Some(reason) => shortened(&reason, TEXT_MAX),
+        None => "no reason given".to_owned(),
+    };
+    Ok(Heartbeat {
+        commands_in_sync: body.commands_in_sync.unwrap_or(true),
+        pending_executions: body.pending_executions.unwrap_or(0),
+        suspended: suspended.then(reason),
+    })
+}
+
+/// How many commands the service took, and its hash of them.
+pub(crate) fn parse_sync(answer: &[u8]) -> Result<(u64, Option<String>), Failure> {
+    #[derive(Deserialize)]
+    struct Body {
+        synced_count: Option<u64>,
+        commands_hash: Option<String>,
+    }
+    let body: Body = parse(answer)?;
+    let hash = body.commands_hash.filter(|hash| !hash.is_empty());
+    // It would go back with each heartbeat.
+    if let Some(hash) = hash.as_ref().filter(|hash| hash.len() > TEXT_MAX) {
+        let why = format!("the server's hash of the commands is longer than any: {}", quoted(hash));
+        return Err(Failure::unreachable(why));
+    }
+    Ok((body.synced_count.unwrap_or(0), hash))
+}
+
+/// The first entries of the pending list.
+pub(crate) fn parse_pending(answer: &[u8]) -> Result<Vec<Box<RawValue>>, Failure> {
+    #[derive(Deserialize)]
+    struct Body {
+        executions: Option<FirstEntries>,
+    }
+    let body: Body = parse(answer)?;
+    Ok(body.executions.map(|entries| entries.0).unwrap_or_default())
+}
+
+/// What is to become of an execution.
+pub(crate) fn parse_cancel_wish(answer: &[u8]) -> Result<CancelWish, Failure> {
+    #[derive(Deserialize)]
+    struct Body {
+        cancel_requested: Option<bool>,
+        force_kill: Option<bool>,
+    }
+    let body: Body = parse(answer)?;
+    Ok(match (body.cancel_requested, body.force_kill) {
+        (Some(true), Some(true)) => CancelWish::Force,
+        (Some(true), _) => CancelWish::Graceful,
+        _ => CancelWish::None,
+    })
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {

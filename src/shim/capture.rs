@@ -355,29 +355,34 @@ fn is_beginning_of_a_character(bytes: &[u8]) -> bool {
     !bytes.is_empty() && std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
 }
 
+/// The text that the segments of `pieces`, read one after the other, hold.
+#[cfg(any(test, fuzzing))]
+pub fn text_of(pieces: &[&[u8]], mask: Mask) -> String {
+    let mut decoder = Decoder::new(Stream::Stdout, &Arc::new(mask));
+    let mut lines = Vec::new();
+    for piece in pieces {
+        decoder.feed(piece, 1.0, &mut lines);
+    }
+    decoder.finish(2.0, &mut lines);
+    let mut in_line = false;
+    let mut text = String::new();
+    for line in lines.split_inclusive(|b| *b == b'\n') {
+        let segment = segment::Segment::parse(line).expect("each line is a segment");
+        assert_eq!(segment.continues_a_line(), in_line);
+        let content: String = serde_json::from_str(segment.content.get()).expect("the content is a text");
+        assert!(!content.is_empty() && !content.strip_suffix('\n').unwrap_or(&content).contains('\n'));
+        in_line = !content.ends_with('\n');
+        text.push_str(&content);
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The text that the segments of `pieces`, read one after the other, hold.
     fn decoded(pieces: &[&[u8]]) -> String {
-        let mut decoder = Decoder::new(Stream::Stdout, &Arc::default());
-        let mut lines = Vec::new();
-        for piece in pieces {
-            decoder.feed(piece, 1.0, &mut lines);
-        }
-        decoder.finish(2.0, &mut lines);
-        let mut in_line = false;
-        let mut text = String::new();
-        for line in lines.split_inclusive(|b| *b == b'\n') {
-            let segment = segment::Segment::parse(line).unwrap();
-            assert_eq!(segment.continues_a_line(), in_line);
-            let content: String = serde_json::from_str(segment.content.get()).unwrap();
-            assert!(!content.is_empty() && !content.strip_suffix('\n').unwrap_or(&content).contains('\n'));
-            in_line = !content.ends_with('\n');
-            text.push_str(&content);
-        }
-        text
+        text_of(pieces, Mask::default())
     }
 
     #[test]

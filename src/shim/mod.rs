@@ -7,6 +7,8 @@
 //! told what the output must not show.
 
 mod capture;
+#[cfg(any(test, fuzzing))]
+pub use capture::text_of;
 mod descendants;
 
 use std::ffi::OsStr;
