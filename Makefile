@@ -7,7 +7,7 @@ ASK := -c 'import sys; print(sys.executable)' 2>/dev/null
 PYTHON6 = $(firstword $(foreach v,3.14 3.13 3.12,$(shell python$(v) $(ASK))) \
 	$(wildcard $(foreach v,3.14 3.13 3.12,$(HOME)/.pyenv/versions/$(v).*/bin/python)))
 
-.PHONY: build demo test torture endurance check venvs clean
+.PHONY: build demo test torture endurance fuzz check venvs clean
 
 build:
 	cargo build --release --locked
@@ -30,6 +30,14 @@ torture: $(VENVS)/django/ready
 # The tests that take minutes each, on the optimized program: a GiB, ten minutes without the service, 10,000 executions.
 endurance:
 	cargo test --release --locked --test behaviour -- --ignored --nocapture --test-threads=8
+
+# Looks for an input that breaks what src/properties.rs says: a minute for each target, or `make fuzz SECONDS=600`.
+# It needs a nightly toolchain and `cargo install cargo-fuzz`.
+SECONDS ?= 60
+fuzz:
+	for target in answers words lines mask; do \
+		cargo +nightly fuzz run --fuzz-dir fuzz $$target -- -max_total_time=$(SECONDS) -timeout=10 || exit 1; \
+	done
 
 # What must hold before a change is taken, besides the demo and the tests.
 check:
