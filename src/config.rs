@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -351,9 +351,14 @@ impl KeyFile {
         const LENGTH_MAX: u64 = 4096;
         let (Self::Credential(path) | Self::Named(path)) = self;
         let mut text = String::new();
-        let read = File::open(path).and_then(|file| {
+        // To open a pipe could take for ever, so it is looked at before.
+        let read = fs::metadata(path).and_then(|meta| {
+            if !meta.is_file() {
+                return Err(io::Error::other("it is no file"));
+            }
+            let file = File::open(path)?;
             let meta = file.metadata()?;
-            if matches!(self, Self::Named(_)) && meta.is_file() && meta.mode() & 0o007 != 0 {
+            if matches!(self, Self::Named(_)) && meta.mode() & 0o007 != 0 {
                 let mode = meta.mode() & 0o777;
                 let why = format!("others may use it (mode {mode:03o}); take that away with 'chmod o= FILE'");
                 return Err(io::Error::other(why));
@@ -860,7 +865,7 @@ mod tests {
     fn a_key_in_a_systemd_credential_comes_first_and_another_key_elsewhere_is_a_warning() {
         let directory = tempfile::tempdir().unwrap();
         let credential = directory.path().join(CREDENTIAL);
-        std::fs::write(&credential, "dc_credential\n").unwrap();
+        fs::write(&credential, "dc_credential\n").unwrap();
         let named = ("CREDENTIALS_DIRECTORY", directory.path().to_str().unwrap());
         let resolved =
             |variables: &[(&str, &str)]| Config::resolve(&settings(json!({})), &environment(variables), None);
@@ -873,10 +878,10 @@ mod tests {
                 "DJANGOCOMMAND_API_KEY is taken from the systemd credential; another one is in the Django settings"
             ]
         );
-        std::fs::write(&credential, [0xff]).unwrap();
+        fs::write(&credential, [0xff]).unwrap();
         let problems = resolved(&[named]).unwrap_err();
         assert!(problems[0].0.starts_with("the systemd credential 'djangocommand-api-key' cannot be read"));
-        std::fs::remove_file(credential).unwrap();
+        fs::remove_file(credential).unwrap();
         assert_eq!(
             resolved(&[named]).unwrap().api_key.reveal(),
             "dc_secret",

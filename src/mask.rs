@@ -54,38 +54,46 @@ impl fmt::Debug for Secrets {
     }
 }
 
-/// All forms of all secrets.
+/// All forms of all secrets, sorted, so that those which begin alike are side by side.
 ///
-/// It is sorted, so that those which begin with the same two bytes are side by side, and a bit for each pair of bytes
-/// says whether any do: nearly all text is passed at one look for each byte.
+/// They are looked for as Wu and Manber do: the last two of as many bytes as the shortest form has say how far the next
+/// form can be at the nearest, and in nearly all text that is nearly as far as these reach.
 #[derive(Default)]
 pub struct Mask {
     forms: Vec<String>,
-    pairs: Vec<u64>,
-    firsts: [u64; 4],
+    /// The length of the shortest form, in bytes.
+    window: usize,
+    /// By the two bytes at the end of a window: after how many bytes the next form can begin; 0: here.
+    shifts: Vec<u8>,
 }
 
 impl Mask {
     /// For these values, each with its lines and in the forms that it takes in URLs, JSON and Python's `repr`.
     pub fn new<'a>(values: impl IntoIterator<Item = &'a str>) -> Self {
         let mut forms = BTreeSet::new();
-        for line in values.into_iter().flat_map(|value| value.split(['\n', '\r'])) {
+        // As what is captured of them.
+        let values: Vec<String> = values.into_iter().map(|value| value.replace('\0', "\u{fffd}")).collect();
+        for line in values.iter().flat_map(|value| value.split(['\n', '\r'])) {
             // The armour of a PEM file says what the secret is, not what it says.
-            if line.chars().count() >= LENGTH_MIN && !line.starts_with("-----") {
+            let is_armour = line.starts_with("-----") && line.ends_with("-----");
+            if line.chars().count() >= LENGTH_MIN && !is_armour {
                 forms.extend(forms_of(line));
             }
         }
         let forms: Vec<String> = forms.into_iter().collect();
-        let mut mask = Self { forms, pairs: Vec::new(), firsts: [0; 4] };
-        if !mask.forms.is_empty() {
-            mask.pairs.resize(1 << 10, 0);
+        let window = forms.iter().map(String::len).min().unwrap_or_default();
+        let mut shifts = Vec::new();
+        if !forms.is_empty() {
+            let nearest = |distance: usize| u8::try_from(distance).unwrap_or(u8::MAX);
+            shifts.resize(1 << 16, nearest(window - 1));
+            for form in &forms {
+                for (start, pair) in form.as_bytes()[..window].windows(2).enumerate() {
+                    let shift = &mut shifts[index_of(pair)];
+                    *shift = (*shift).min(nearest(window - 2 - start));
+                }
+            }
         }
-        for form in &mask.forms {
-            let (first, pair) = (form.as_bytes()[0], pair_of(form.as_bytes()));
-            mask.firsts[usize::from(first >> 6)] |= 1 << (first & 63);
-            mask.pairs[usize::from(pair >> 6)] |= 1 << (pair & 63);
-        }
-        mask
+        Self { forms, window, shifts }
     }
 
     /// Whether there is nothing to mask.
@@ -95,11 +103,17 @@ impl Mask {
 
     /// The next position from `from` on at which a form may begin.
     fn candidate(&self, text: &[u8], from: usize) -> Option<usize> {
-        let has = |bits: &[u64], n: u16| bits[usize::from(n >> 6)] & 1 << (n & 63) != 0;
-        let found = text[from..].windows(2).position(|two| has(&self.pairs, pair_of(two)));
-        let last =
-            || text[from..].last().filter(|b| has(&self.firsts, u16::from(**b))).map(|_| text.len() - 1);
-        found.map(|at| from + at).or_else(last)
+        if self.is_empty() {
+            return None;
+        }
+        let mut at = from;
+        while let Some(window) = text.get(at..at + self.window) {
+            match self.shifts[index_of(&window[self.window - 2..])] {
+                0 => return Some(at),
+                shift => at += usize::from(shift),
+            }
+        }
+        (at < text.len()).then_some(at)
     }
 
     /// The forms that begin as `text` does, in its first two bytes or its only one.
@@ -110,8 +124,8 @@ impl Mask {
     }
 }
 
-fn pair_of(bytes: &[u8]) -> u16 {
-    u16::from_be_bytes([bytes[0], bytes[1]])
+fn index_of(pair: &[u8]) -> usize {
+    usize::from(u16::from_be_bytes([pair[0], pair[1]]))
 }
 
 /// How a line of a secret may be written: as it is, percent-encoded, as JSON, as Python shows it.
@@ -126,6 +140,8 @@ fn forms_of(line: &str) -> [String; 9] {
             '"' if quote => "\\\"".to_owned(),
             '\\' => "\\\\".to_owned(),
             '\t' => "\\t".to_owned(),
+            '\u{8}' => "\\b".to_owned(),
+            '\u{c}' => "\\f".to_owned(),
             _ if c.is_ascii() && !c.is_ascii_control() || !ascii && !c.is_control() => c.to_string(),
             _ => c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect(),
         };
@@ -162,22 +178,19 @@ impl Masker {
 
     /// The masked text as far as it is clear, after `text` has come.
     pub fn feed(&mut self, text: String) -> String {
-        if self.mask.is_empty() {
-            return text;
-        }
-        self.held.push_str(&text);
-        self.advance(false)
+        let text = if self.held.is_empty() { text } else { std::mem::take(&mut self.held) + &text };
+        self.advance(text, false)
     }
 
     /// What was held back, at the end of the stream. The beginning of a secret that was cut off is masked too, unless it
     /// is so short that it says nothing.
     pub fn finish(&mut self) -> String {
-        self.advance(true)
+        let text = std::mem::take(&mut self.held);
+        self.advance(text, true)
     }
 
-    fn advance(&mut self, is_end: bool) -> String {
-        let text = std::mem::take(&mut self.held);
-        let (mut masked, mut covered, mut hold) = (String::with_capacity(text.len()), self.covered, None);
+    fn advance(&mut self, text: String, is_end: bool) -> String {
+        let (mut masked, mut covered, mut hold) = (String::new(), self.covered, None);
         // What is before this is in `masked`, or behind a mask there.
         let mut done = covered;
         let mut from = 0;
@@ -199,6 +212,10 @@ impl Masker {
                 }
             }
             from = at + 1;
+        }
+        // Nearly always there is nothing to do.
+        if hold.is_none() && covered == 0 {
+            return text;
         }
         let hold = hold.unwrap_or(text.len());
         masked.push_str(text.get(done..hold).unwrap_or_default());

@@ -74,6 +74,9 @@ const OWN_COMMANDS: [&str; 2] = ["djangocommand", "managecommand"];
 
 /// Options of all Django commands by which an argument list chooses the code that runs.
 pub const CODE_OPTIONS: [&str; 2] = ["--settings", "--pythonpath"];
+/// Those of single ones: they import a module of that name.
+const CODE_OPTIONS_OF: [(&str, &str); 3] =
+    [("diffsettings", "--default"), ("test", "--testrunner"), ("test", "--top-level-directory")];
 
 /// `MAX_ARG_STRLEN` of Linux: the longest single argument that exec takes, its NUL included.
 const ARGUMENT_MAX: usize = 128 * 1024;
@@ -249,7 +252,7 @@ impl Policy {
             let reason = format!("an argument is longer than the {ARGUMENT_MAX} bytes that the kernel takes");
             return Err(Rejection::malformed(reason));
         }
-        let Some(choices) = self.bound.get(command) else { return self.check_options(args, parser) };
+        let Some(choices) = self.bound.get(command) else { return self.check_options(command, args, parser) };
         if choices.iter().any(|choice| choice.words == args) {
             return Ok(());
         }
@@ -265,9 +268,16 @@ impl Policy {
 
 impl Policy {
     /// What an operator has bound a command to is the host's own word; all else must not choose the code that runs.
-    fn check_options(&self, args: &[String], parser: Option<&Parser>) -> Result<(), Rejection> {
+    fn check_options(
+        &self,
+        command: &str,
+        args: &[String],
+        parser: Option<&Parser>,
+    ) -> Result<(), Rejection> {
         let unknown = Parser::default();
-        let chooses = |arg: &&String| parser.unwrap_or(&unknown).chooses_code(arg);
+        let of_this = CODE_OPTIONS_OF.iter().filter(|(name, _)| *name == command).map(|(_, option)| *option);
+        let code_options: Vec<&str> = CODE_OPTIONS.into_iter().chain(of_this).collect();
+        let chooses = |arg: &&String| parser.unwrap_or(&unknown).chooses_code(arg, &code_options);
         let Some(arg) = args.iter().find(chooses).filter(|_| !self.allows_settings_override) else {
             return Ok(());
         };
@@ -283,12 +293,12 @@ impl Policy {
 }
 
 impl Parser {
-    /// Whether argparse would take the argument for one of [`CODE_OPTIONS`], in any position: also behind `--`, because a
+    /// Whether argparse would take the argument for one of `code_options`, in any position: also behind `--`, because a
     /// parser may hand what is there to another. An abbreviation is taken if no option is written just so.
-    fn chooses_code(&self, arg: &str) -> bool {
+    fn chooses_code(&self, arg: &str, code_options: &[&str]) -> bool {
         let name = arg.split_once('=').map_or(arg, |(name, _)| name);
-        let is_abbreviation = name.len() > 2 && CODE_OPTIONS.iter().any(|option| option.starts_with(name));
-        let is_own = self.own_options.contains(name) && !CODE_OPTIONS.contains(&name);
+        let is_abbreviation = name.len() > 2 && code_options.iter().any(|option| option.starts_with(name));
+        let is_own = self.own_options.contains(name) && !code_options.contains(&name);
         is_abbreviation && !is_own || arg.starts_with(|c| self.file_prefixes.contains(c))
     }
 }
@@ -333,7 +343,8 @@ mod tests {
     }
 
     fn reason(policy: &Policy, request: Request) -> String {
-        let found = set(&["check", "flush", "export", "djangocommand", "managecommand", "report"]);
+        let found =
+            set(&["check", "flush", "export", "diffsettings", "djangocommand", "managecommand", "report"]);
         let own_options = set(&["--set", "--settings"]);
         let parsers =
             BTreeMap::from([("report".to_owned(), Parser { own_options, file_prefixes: "@".to_owned() })]);
@@ -390,7 +401,7 @@ mod tests {
 
     #[test]
     fn arguments_that_choose_what_code_runs_are_rejected_in_every_form_that_argparse_takes() {
-        let mut policy = policy(Mode::Allowlist(set(&["check", "report"])));
+        let mut policy = policy(Mode::Allowlist(set(&["check", "report", "diffsettings"])));
         let is_rejected = |policy: &Policy, command, args: &[&str]| {
             reason(policy, request(command, args)).contains("may choose what code runs")
         };
@@ -421,6 +432,8 @@ mod tests {
         ] {
             assert!(!is_rejected(&policy, "check", &[arg]), "{arg}");
         }
+        assert!(is_rejected(&policy, "diffsettings", &["--default=prod"]));
+        assert!(!is_rejected(&policy, "diffsettings", &["--all"]));
         // `report` has an option `--set`, and reads arguments from files.
         for (arg, rejected) in
             [("--set", false), ("--set=x", false), ("--sett", true), ("--settings", true), ("@file", true)]

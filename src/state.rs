@@ -99,8 +99,28 @@ impl StateDir {
 /// It cannot be made or trusted.
 pub fn prepare(path: &Path) -> Result<(), Error> {
     make_private(path).map_err(|e| unusable("make", path, &e))?;
-    check_private(path).map_err(Error::Untrusted)?;
-    make_private(&path.join(EXECUTIONS)).map_err(|e| unusable("use", path, &e))
+    check_private(path).and_then(|()| check_way_to(path)).map_err(Error::Untrusted)?;
+    let executions = path.join(EXECUTIONS);
+    make_private(&executions).map_err(|e| unusable("use", path, &e))?;
+    check_private(&executions).map_err(Error::Untrusted)
+}
+
+/// Checks that nobody can put another directory in the place of this one: none above it may be everybody's to write, unless
+/// it is sticky as `/tmp` is.
+fn check_way_to(path: &Path) -> Result<(), String> {
+    let path = path.canonicalize().map_err(|e| format!("cannot look at '{}': {e}", path.display()))?;
+    let is_open = |above: &&Path| {
+        fs::metadata(above).is_ok_and(|meta| meta.mode() & 0o002 != 0 && meta.mode() & 0o1000 == 0)
+    };
+    match path.ancestors().skip(1).find(is_open) {
+        None => Ok(()),
+        Some(above) => Err(format!(
+            "everybody can write to '{}', in which the state directory '{}' is, and put another one in its place: run \
+             chmod o-w on it or name another directory",
+            above.display(),
+            path.display()
+        )),
+    }
 }
 
 fn unusable(what: &str, path: &Path, error: &io::Error) -> Error {

@@ -241,6 +241,17 @@ pub fn allocate(file: &File, length: u64) -> io::Result<()> {
     }
 }
 
+/// How much room there is on the file's disk for an ordinary user, in bytes; all there can be where that is not known.
+pub fn free_bytes(file: &File) -> u64 {
+    // SAFETY: a statvfs is plain data, valid when all zero.
+    let mut disk: libc::statvfs = unsafe { mem::zeroed() };
+    // SAFETY: the descriptor is open while `file` is borrowed, and `disk` lives through the call.
+    match unsafe { libc::fstatvfs(file.as_raw_fd(), &raw mut disk) } {
+        0 => disk.f_bavail.saturating_mul(disk.f_frsize),
+        _ => u64::MAX,
+    }
+}
+
 /// Sends `signal` to the process `pid`, if `is_it` says that this is the right one: asked when the process is held by a
 /// reference that cannot come to mean another. Returns whether it was sent. Where the kernel has no such references, or a
 /// sandbox forbids them, what is left is the proof of an instant ago.

@@ -238,9 +238,8 @@ impl Client {
         for text in [&mut answer.location, &mut answer.retry_after, &mut answer.date].into_iter().flatten() {
             *text = text.replace(key, MASKED);
         }
-        if let Ok(text) = str::from_utf8(&answer.body)
-            && text.contains(key)
-        {
+        let text = String::from_utf8_lossy(&answer.body);
+        if text.contains(key) {
             answer.body = text.replace(key, MASKED).into_bytes();
         }
         Ok(answer)

@@ -162,12 +162,11 @@ impl Row {
             "rejected" => self.rejected = record.reason,
             "started" => {
                 self.has_begun = true;
-                // An earlier version did not record the offer. In front of the command is what runs it.
-                if self.args.is_empty() {
-                    let words = record.argv.unwrap_or_default();
-                    let own = words.iter().skip_while(|word| **word != self.command).skip(1);
-                    self.args = own.map(String::as_str).collect::<Vec<_>>().join(" ");
-                }
+                // What runs counts, whatever was offered before. In front of the command is what runs it.
+                self.command = record.command.unwrap_or_default();
+                let words = record.argv.unwrap_or_default();
+                let own = words.iter().skip_while(|word| **word != self.command).skip(1);
+                self.args = own.map(String::as_str).collect::<Vec<_>>().join(" ");
             }
             "signalled" => self.signalled_by = record.by,
             // What was interrupted before it began, in the words of an earlier version.

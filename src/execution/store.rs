@@ -392,11 +392,15 @@ impl ExecutionDir {
         sys::allocate(&file, RESERVE).inspect_err(|_| self.release_reserve())
     }
 
-    /// Sets it aside again if it was given away.
+    /// Whether output may grow: it must never use up the room without which nothing can be delivered, and no room be made.
+    /// The reserve is set aside again if it was given away, and as much is left for what other executions gave away.
     ///
     /// # Errors
     /// There is no room for it now.
-    pub fn keep_reserve(&self) -> io::Result<()> {
+    pub fn check_room(&self, output: &File) -> io::Result<()> {
+        if sys::free_bytes(output) < 2 * RESERVE {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         match fs::metadata(self.reserve_path()) {
             Ok(reserve) if reserve.len() >= RESERVE => Ok(()),
             _ => self.reserve(),

@@ -29,6 +29,8 @@ FILES_MAX = 10000
 # Values that are shorter are in ordinary words too.
 SECRET_MIN = 8
 MASKED = "********"
+# Help texts must not depend on the terminal that the runner happens to be started from.
+COLUMNS = "80"
 
 answers = os.dup(1)
 os.dup2(2, 1)
@@ -76,14 +78,16 @@ def secrets_of(settings, names):
             if depth:
                 for inner in list(value):
                     collect(name, inner, depth - 1)
-        elif value is not None and not isinstance(value, (bool, float)):
-            text = value.decode("utf-8", "replace") if isinstance(value, bytes) else None
-            if text is None and (is_secret or isinstance(value, str)):
-                text = str(value)
-            if text and is_secret:
-                found.add(text)
-            if text and "://" in text:
-                found.update(url_passwords(text))
+        elif isinstance(value, bytes):
+            if is_secret:
+                found.update((value.decode("utf-8", "replace"), repr(value)[2:-1]))
+        elif value is not None and not isinstance(value, (bool, float)) and (is_secret or isinstance(value, str)):
+            text = str(value)
+            if is_secret:
+                found.update(forms_of(text))
+            if "://" in text:
+                for password in url_passwords(text):
+                    found.update(forms_of(password))
 
     for name in dir(settings):
         try:
@@ -92,23 +96,43 @@ def secrets_of(settings, names):
             continue  # One that cannot be read is not printed either.
     for name, value in os.environ.items():
         collect(name, value, 1)
-    texts = (text.encode("utf-8", "replace").decode("utf-8") for text in found)
-    return sorted((text for text in texts if len(text) >= SECRET_MIN), key=lambda text: (-len(text), text))
+    return sorted((text for text in found if len(text) >= SECRET_MIN), key=lambda text: (-len(text), text))
+
+
+def escaped(text):
+    return any("\udc80" <= c <= "\udcff" for c in text) and not any("\ud800" <= c < "\udc80" for c in text)
+
+
+def forms_of(text):
+    """A value and what Python makes of it. What is no text in the environment is printed with replacement characters."""
+    shown = [text, repr(text)[1:-1], ascii(text)[1:-1], text.replace("'", "\\'")]
+    # A lone surrogate stands for a byte of the environment, and else for nothing that could be printed.
+    return [t.encode("utf-8", "surrogateescape" if escaped(t) else "replace").decode("utf-8", "replace") for t in shown]
 
 
 def url_passwords(text):
-    """The password of each URL in a text, as it is written and decoded."""
-    for password in re.findall(r"://[^/?#@\s]*?:([^/?#\s]*)@", text):
-        yield password
-        yield unquote(password)
+    """The password of each URL in a text, as it is written and decoded. A user's name may hold colons and an @ too."""
+    for behind in re.findall(r"://([^\s]*)@", text):
+        for password in set((behind.partition(":")[2], behind.rpartition(":")[2])):
+            yield password
+            yield unquote(password)
 
 
 def without(secrets, text):
     for secret in secrets:
         for line in secret.splitlines():
-            if len(line) >= SECRET_MIN:
+            is_armour = line.startswith("-----") and line.endswith("-----")
+            if len(line) >= SECRET_MIN and not is_armour:
                 text = text.replace(line, MASKED)
     return text
+
+
+def help_of(parser, secrets):
+    """The help text. A secret that is broken over its lines is only found where it is not."""
+    os.environ["COLUMNS"] = "1000000"
+    wide = parser.format_help()
+    os.environ["COLUMNS"] = COLUMNS
+    return parser.format_help() if without(secrets, wide) == wide else without(secrets, wide)
 
 
 def describe_parser(parser, code_options):
@@ -130,11 +154,15 @@ def describe(name, app, bound_args, code_options, secrets, parsers, broken):
         command = load_command_class(app, name)
         described["app_label"] = app if isinstance(app, str) else getattr(app, "__name__", str(app))
         try:
+            # Until it is known better: an argument of this kind may name a file with more of them.
+            parsers[name] = {"file_prefixes": "@"}
             parser = command.create_parser("manage.py", name)
-            described["help_text"] = without(secrets, parser.format_help())
             about = describe_parser(parser, code_options)
             if about:
                 parsers[name] = about
+            else:
+                del parsers[name]
+            described["help_text"] = help_of(parser, secrets)
         except BaseException:
             described["help_text"] = without(secrets, str(getattr(command, "help", "") or ""))
     except BaseException as error:  # A command whose import exits must not end the probe either.
@@ -231,12 +259,11 @@ def work(wanted_settings, root, real_root):
     })
     line = control.readline()
     if line:
-        # Help texts must not depend on the terminal that the runner happens to be started from.
-        os.environ["COLUMNS"] = "80"
+        os.environ["COLUMNS"] = COLUMNS
         os.environ["PYTHON_COLORS"] = "0"
         wanted = json.loads(line.decode("utf-8"))
         names, code_options = wanted["secret_names"], wanted["code_options"]
-        secrets = [] if names is None else secrets_of(settings, tuple(names))
+        secrets = [] if names is None else secrets_of(settings, tuple(names)) + wanted["secrets"]
         broken, parsers = [], {}
         described = [describe(w["name"], commands[w["name"]], w.get("bound_args"), code_options, secrets, parsers, broken)
                      for w in wanted["commands"]]

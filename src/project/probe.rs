@@ -84,6 +84,8 @@ struct Question<'a> {
     code_options: [&'a str; 2],
     /// `null`: nothing is masked.
     secret_names: Option<&'a BTreeSet<String>>,
+    /// Secrets besides those that the project has.
+    secrets: [&'a str; 1],
 }
 
 #[derive(Serialize)]
@@ -173,7 +175,8 @@ impl Probe {
             })
             .collect();
         let secret_names = config.secret_names.as_ref();
-        let question = Question { commands, code_options: CODE_OPTIONS, secret_names };
+        let secrets = [config.api_key.reveal()];
+        let question = Question { commands, code_options: CODE_OPTIONS, secret_names, secrets };
         let mut question = serde_json::to_vec(&question).map_err(|e| e.to_string())?;
         question.push(b'\n');
         self.ask(&question);

@@ -12,7 +12,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 #[derive(Default)]
 pub(super) struct Told {
     said: HashSet<String>,
-    /// When the first of these was said.
+    /// When the last of so many was said.
     since: Option<Instant>,
 }
 
@@ -25,7 +25,7 @@ impl Told {
         if self.said.len() >= NEWS_MAX || !self.said.insert(what.to_owned()) {
             return;
         }
-        self.since.get_or_insert(now);
+        self.since = Some(now);
         tell(what);
         if self.said.len() == NEWS_MAX {
             log::warning!("the service sends {NEWS_MAX} odd things: no more of this is said for an hour");
@@ -49,7 +49,7 @@ mod tests {
         for number in 0..2 * NEWS_MAX {
             tell(&number.to_string(), HOUR / 2);
         }
-        assert_eq!(tell("b", HOUR - Duration::from_secs(1)), NEWS_MAX);
-        assert_eq!(tell("b", HOUR), NEWS_MAX + 1);
+        assert_eq!(tell("b", HOUR + HOUR / 2 - Duration::from_secs(1)), NEWS_MAX);
+        assert_eq!(tell("b", HOUR + HOUR / 2), NEWS_MAX + 1);
     }
 }

@@ -184,8 +184,7 @@ impl Output {
             let mut lines = Vec::new();
             decoder.notice(limit, &mut lines);
             decoder.feed(piece, unix_now(), &mut lines);
-            // Output alone must never use up the room without which nothing could be delivered, and no room be made.
-            if self.dir.keep_reserve().and_then(|()| self.append(&lines)).is_ok() {
+            if self.dir.check_room(&self.file).and_then(|()| self.append(&lines)).is_ok() {
                 self.kept += count;
             } else {
                 self.missing.lost += count;

@@ -172,11 +172,11 @@ fn hold_lock_and_look_after(dir: &ExecutionDir) -> io::Result<()> {
     sys::ignore_signals(&[sys::SIGTERM, sys::SIGINT]);
     let _ = sys::offer_to_oom_killer(std::process::id(), OOM_STEP);
     sys::forbid_inspection();
-    let secrets = read_secrets();
+    // Before the lock: without them it has not begun.
+    let secrets = read_secrets()?;
     let _lock = take_over_lock(dir)?;
     let begun = Instant::now();
-    let looked_after = secrets.and_then(|secrets| look_after(dir, &signals, &secrets));
-    if let Err(error) = looked_after {
+    if let Err(error) = look_after(dir, &signals, &secrets) {
         let text = format!("[djangocommand: the command cannot be looked after: {error}]\n");
         let _ = dir.append_text(Stream::Stderr, unix_now(), &text);
         let exit = Exit::failed(&format!("it cannot be looked after: {error}"));

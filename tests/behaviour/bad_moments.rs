@@ -531,7 +531,10 @@ impl Random {
 /// Removes a directory into which a runner may be writing meanwhile.
 fn remove_all(path: &Path) {
     let deadline = Instant::now() + WITHIN;
-    while let Err(error) = fs::remove_dir_all(path) {
+    // At once and whole, whoever writes into it meanwhile.
+    let gone = path.with_extension("gone");
+    fs::rename(path, &gone).unwrap();
+    while let Err(error) = fs::remove_dir_all(&gone) {
         if error.kind() == io::ErrorKind::NotFound {
             return;
         }

@@ -311,6 +311,25 @@ fn a_syslog_that_is_not_there_is_one_warning_and_no_more() {
 }
 
 #[test]
+fn what_ran_counts_in_the_history_whatever_was_offered_under_the_same_id_before() {
+    let (server, project, state) = (Server::start(), fake_project(), StateDir::new());
+    let id = "0a1b2c3d-3d0e-4b1c-9a77-1f2e3d4c5b6a";
+    let offer = |command: &str, args: &str| json!({"id": id, "command": command, "args": args});
+    let (harmless, other) = (offer("echo", "harmless"), offer("both", "other one"));
+    server.next(Endpoint::Start, Fault::status(404));
+    server.enqueue_raw(harmless.clone());
+    let runner = Runner::in_project(&project).server(&server).state_dir(&state);
+    let _runner = runner.env("DJANGOCOMMAND_HEARTBEAT_INTERVAL", "5").start();
+    server.wait_for("the refused start", WITHIN, |state| state.of(Endpoint::Start).next().map(|_| ()));
+    server.withdraw_raw(&harmless);
+    server.enqueue_raw(other);
+    assert_eq!(server.completed(id, WITHIN).status, "success");
+    eventually("the record of its end", || events(&lines(&state), id).contains(&"delivered".to_owned()));
+    let shown = history(&project, &state, &["both"]);
+    assert!(shown.stdout.contains("both other one") && !shown.stdout.contains("harmless"), "{shown:?}");
+}
+
+#[test]
 fn history_shows_what_runs_and_what_ran_and_hostile_names_do_no_harm() {
     let (server, project, state) = (Server::start(), fake_project(), StateDir::new());
     let nothing = history(&project, &state, &[]);
@@ -335,7 +354,7 @@ fn history_shows_what_runs_and_what_ran_and_hostile_names_do_no_harm() {
     };
     assert!(row(&hostile).starts_with("rejected - - - "), "{shown:?}");
     assert!(
-        row(&hostile).contains("\\u{1b}[2J\\u{9b}31mflush\\n \\u{202e}\\u{7} (it is not in "),
+        row(&hostile).contains("\\u{1b}[2J\\u{9b}31mflush\\n \\u{202e}\\u{7} (its name is not one "),
         "{shown:?}"
     );
     assert!(row(&quick).starts_with("failed 3 0.") && row(&quick).contains(" s 0 B "), "{shown:?}");

@@ -20,6 +20,10 @@ DATABASES = {'default': {'ENGINE': 'x', 'PASSWORD': 'db-passw0rd', 'OPTIONS': {'
 CACHE_LOCATION = 'redis://worker:c%40che-pw@cache:6379/1'
 SENTRY_DSN = 'https://0123456789abcdef@sentry.example.com/1'
 SIGNING = {'JWT_PRIVATE_KEY': '-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQEFAASC\n-----END PRIVATE KEY-----\n'}
+QUOTED_PASSWORD = "it's-a-\"quoted\"-one"
+CONTROL_TOKEN = 'with\x1bcontrol\xa0'
+BYTES_SECRET = b'\x9f\x12\xfe01234567'
+MAIL_URL = 'smtps://somebody@example.com:mail-passw0rd@smtp.example.com:587'
 VAULT_PIN = 'pin-of-the-vault'
 AUTH_USER_MODEL = 'auth.User'
 EMAIL_HOST_PASSWORD = 'short'
@@ -35,7 +39,8 @@ fn every_secret_of_settings_and_environment_is_masked_in_every_form_and_nothing_
     let expected = "key ********\nraw ********\njson \"********\"\nurl ********\nrepr '********'\nfallback ********\n\
                     database ******** ********\ncache redis://worker:********@cache:6379/1\ndecoded ********\n\
                     dsn ********\n1 -----BEGIN PRIVATE KEY-----\n2 ********\n3 ********\n\
-                    4 -----END PRIVATE KEY-----\ntoken ********\nuser auth.User short pin-of-the-vault\n";
+                    4 -----END PRIVATE KEY-----\ntoken ********\nshown '********' '********' b'********' ********\n\
+                    mail smtps://somebody@example.com:********@smtp.example.com:587\nuser auth.User short pin-of-the-vault\n";
     assert_eq!(printed, expected);
     let files = server.state(|state| state.execution(&id).stderr());
     assert_eq!(files, "Traceback: ********\n");
@@ -103,7 +108,9 @@ fn diffsettings_of_a_real_project_and_help_texts_show_no_secret() {
     let (server, project) = (Server::start(), django_project());
     project.settings("DATABASES['default']['PASSWORD'] = 'db-passw0rd'");
     let command = "from django.conf import settings\nfrom django.core.management.base import BaseCommand\n\n\n\
-                   class Command(BaseCommand):\n    help = 'connects with ' + settings.DATABASES['default']['PASSWORD']\n";
+                   class Command(BaseCommand):\n    help = 'connects with ' + settings.DATABASES['default']['PASSWORD']\n\n    \
+                   def add_arguments(self, parser):\n        parser.add_argument('--key', default=settings.SECRET_KEY, \
+                   help='the key to sign with (default: %(default)s)')\n";
     project.write("polls/management/commands/connect.py", command);
     project.settings("DJANGOCOMMAND_ALLOWED_COMMANDS = ['diffsettings', 'connect']");
     let id = server.enqueue(Job::new("diffsettings"));
@@ -115,6 +122,7 @@ fn diffsettings_of_a_real_project_and_help_texts_show_no_secret() {
     server.state(|state| {
         let synced = state.of(Endpoint::Sync).next().unwrap().body.to_string();
         assert!(synced.contains("connects with ********") && !synced.contains("db-passw0rd"), "{synced}");
+        assert!(synced.contains("(default: ********)") && !synced.contains("django-insecure"), "{synced}");
     });
 }
 
@@ -166,6 +174,9 @@ def tell():
     for number, line in enumerate(settings.SIGNING["JWT_PRIVATE_KEY"].splitlines(), 1):
         print(number, line)
     print("token", os.environ.get("GITHUB_TOKEN"))
+    shown = settings.QUOTED_PASSWORD, settings.CONTROL_TOKEN, settings.BYTES_SECRET
+    print("shown", *map(repr, shown), settings.QUOTED_PASSWORD)
+    print("mail", settings.MAIL_URL)
     print("user", settings.AUTH_USER_MODEL, settings.EMAIL_HOST_PASSWORD, settings.VAULT_PIN)
     print("Traceback:", secret, file=sys.stderr)
 

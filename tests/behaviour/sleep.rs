@@ -44,6 +44,13 @@ fn after_eight_hours_of_sleep_nothing_is_late_and_all_goes_on_with_the_new_time(
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         stat.rsplit_once(") ").unwrap().1.starts_with('T')
     };
+    // The command first, and the others when they have nothing left to say: lines of the evening are not what is tested.
+    let shims = state.shims();
+    let command = all.iter().find(|pid| **pid != runner.pid() && !shims.contains(pid)).unwrap();
+    assert!(sys::kill(*command, libc::SIGSTOP));
+    wait_for_status(&project, &state, "all to be delivered", WITHIN, |report| {
+        (stopped(command) && report["undelivered"]["bytes"] == 0).then_some(())
+    });
     all.iter().for_each(|pid| assert!(sys::kill(*pid, libc::SIGSTOP)));
     eventually("all to stand still", || all.iter().all(stopped));
     // Whoever has slept for so long finds no connection of before.

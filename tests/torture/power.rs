@@ -33,7 +33,7 @@ pub(crate) fn cut(state: &Path, records: &Path, random: &mut Random) -> String {
     let mut told = String::new();
     let undone = if random.one_in(2) { deeds.len() } else { random.below(deeds.len() as u64 + 1) as usize };
     for deed in deeds.iter().rev().take(undone) {
-        // Where it does not succeed, the directory itself is gone.
+        // Where it does not succeed, it was never done, or the directory itself is gone.
         if undo(&deed.words, records).is_ok() {
             writeln!(told, "undone: {}", deed.words.join(" ")).unwrap();
         }
@@ -92,8 +92,13 @@ fn undo(words: &[&str], records: &Path) -> io::Result<()> {
             fs::remove_file(path)
         }
         ["mkdir", _, _, path] => fs::remove_dir_all(path),
-        ["rename", _, from, to, "-"] => fs::rename(to, from),
-        ["rename", _, from, to, old] => fs::rename(to, from).and_then(|()| fs::hard_link(old, to)),
+        ["rename", _, from, to, old, inode] => {
+            if fs::metadata(to)?.ino().to_string() != *inode {
+                return Err(io::Error::other("it was not done"));
+            }
+            fs::rename(to, from)?;
+            if *old == "-" { Ok(()) } else { fs::hard_link(old, to) }
+        }
         ["unlink", _, path, old] => fs::hard_link(old, path),
         ["rmdir", _, path] => DirBuilder::new().mode(0o700).create(path),
         _ => panic!("the library wrote {words:?}"),

@@ -155,7 +155,8 @@ static const char *class_of_fd(int fd, char *class, size_t size) {
 #define CLASS_OF_PATH(path) char class_buffer[32]; const char *class = role ? class_of_path(path, class_buffer, 32) : "-"
 #define CLASS_OF_FD(fd) char class_buffer[32]; const char *class = role ? class_of_fd(fd, class_buffer, 32) : "-"
 
-/* A line about the disk. What a dying process has done and not written down passes for something that is synced. */
+/* A line about the disk. What replaces or removes something is written down before it is done: whoever dies between the
+ * two has not done it, which is seen, while the other way round it would pass for something that is synced. */
 static void note(const char *format, ...) {
     char path[512], line[2048];
     va_list arguments;
@@ -295,8 +296,8 @@ int rename(const char *from, const char *to) {
     int when = meet("rename", class, 0);
     char kept[300];
     if (known) keep(to, kept, sizeof kept);
+    if (known) note("rename %lu %s %s %s %lu\n", inode_of_parent(to), from, to, kept, inode(from));
     long result = syscall(SYS_renameat, AT_FDCWD, from, AT_FDCWD, to);
-    if (known && !result) note("rename %lu %s %s %s\n", inode_of_parent(to), from, to, kept);
     keep_time(class);
     return leave(when, "rename", class, result);
 }
@@ -306,11 +307,9 @@ static int remove_at(const char *call, int dir, const char *path, int flags) {
     IN_STATE(dir, path);
     int when = meet(call, class, 0);
     char kept[300];
-    if (known && !(flags & AT_REMOVEDIR)) keep(known, kept, sizeof kept);
-    long result = syscall(SYS_unlinkat, dir, path, flags);
-    if (known && !result && flags & AT_REMOVEDIR) note("rmdir %lu %s\n", inode_of_parent(known), known);
-    else if (known && !result) note("unlink %lu %s %s\n", inode_of_parent(known), known, kept);
-    return leave(when, call, class, result);
+    if (known && flags & AT_REMOVEDIR) note("rmdir %lu %s\n", inode_of_parent(known), known);
+    else if (known) note("unlink %lu %s %s\n", inode_of_parent(known), known, keep(known, kept, sizeof kept));
+    return leave(when, call, class, syscall(SYS_unlinkat, dir, path, flags));
 }
 
 int unlink(const char *path) {

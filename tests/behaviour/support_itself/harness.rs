@@ -79,7 +79,7 @@ fn the_runner_that_has_a_state_directory_is_found_until_it_ends() {
     assert_eq!((runner.state_dir().runner(), runner.ended()), (Some(runner.pid()), None));
     runner.signal(libc::SIGTERM);
     eventually("the end and all that was said before", || runner.ended().is_some());
-    assert!(runner.ended().unwrap().success() && runner.log().contains("stopped"), "{}", runner.log());
+    assert!(runner.ended().unwrap().success(), "{}", runner.log());
     assert_eq!(runner.state_dir().runner(), None);
 }
 
