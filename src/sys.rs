@@ -185,6 +185,13 @@ pub fn leave_no_zombies() {
     while reap().is_some() {}
 }
 
+/// Whether there is a process of that number.
+pub fn exists(pid: u32) -> bool {
+    // SAFETY: signal 0 is none; kill takes integers.
+    let is_there = unsafe { libc::kill(pid.cast_signed(), 0) } == 0;
+    is_there || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+}
+
 /// Sends `signal` to the process group that an unreaped child leads.
 pub fn kill_group(leader: u32, signal: i32) {
     // SAFETY: kill takes integers. A group that is gone already is no error for the caller.

@@ -85,20 +85,36 @@ pub fn launch(dir: &ExecutionDir, lock: File, secrets: &Secrets) -> io::Result<(
 pub fn ask(dir: &ExecutionDir, signal: i32) -> io::Result<bool> {
     let Keeper::Alive(Some(pid)) = dir.keeper()? else { return Ok(false) };
     // The PID was read from a file. That its lock is held still proves whose it is.
-    let is_still_held = || Ok(matches!(dir.keeper()?, Keeper::Alive(Some(still)) if still == pid));
-    sys::signal_process(pid, signal, is_still_held)
+    sys::signal_process(pid, signal, || Ok(keeper_of(dir) == Some(pid)))
 }
 
 /// The living shims of the executions below `executions`, known by their command lines: also one that has done its work
-/// and whose directory is gone, because a background process of its command still holds its pipes.
+/// and whose directory is gone, because a background process of its command still holds its pipes. Those that `/proc`
+/// hides (`hidepid`, because they forbid to look into them) are known by their locks. Only for who holds the runner's lock.
 pub fn running(executions: &Path) -> Vec<Running> {
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
     let Some(here) = identity(executions) else { return Vec::new() };
-    pids.filter_map(|pid| Some(Running { pid, directory: directory_of(pid)? }))
-        .filter(|shim| shim.directory.parent().and_then(identity) == Some(here))
-        .collect()
+    let seen = pids.filter_map(|pid| Some(Running { pid, directory: directory_of(pid)? }));
+    let mut all: Vec<Running> =
+        seen.filter(|shim| shim.directory.parent().and_then(identity) == Some(here)).collect();
+    for dir in ExecutionDir::list(executions).unwrap_or_default() {
+        if let Some(pid) = keeper_of(&dir)
+            && all.iter().all(|shim| shim.pid != pid)
+        {
+            all.push(Running { pid, directory: dir.path().to_owned() });
+        }
+    }
+    all
+}
+
+/// The shim that holds the lock of the execution in `dir`.
+fn keeper_of(dir: &ExecutionDir) -> Option<u32> {
+    match dir.keeper() {
+        Ok(Keeper::Alive(pid)) => pid,
+        _ => None,
+    }
 }
 
 /// Whether the process is the shim of the execution in `directory`, as far as anybody can see: whoever asks may be another
@@ -106,6 +122,10 @@ pub fn running(executions: &Path) -> Vec<Running> {
 pub fn is_seen_at(pid: u32, directory: &Path) -> bool {
     let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino(), meta.uid())).ok();
     let Some((dev, ino, owner)) = identity(directory) else { return false };
+    if !Path::new(&format!("/proc/{pid}")).exists() {
+        // It is gone, or `/proc` hides it, and then no more can be seen.
+        return sys::exists(pid);
+    }
     let own = directory_of_users(pid, owner).and_then(|own| identity(&own));
     own.is_some_and(|own| own == (dev, ino, owner))
 }
@@ -129,8 +149,10 @@ impl Running {
 
     /// Sends it a signal, if it is still there.
     pub fn signal(&self, signal: i32) {
-        let is_still_it = || Ok(directory_of(self.pid).as_ref() == Some(&self.directory));
-        let _ = sys::signal_process(self.pid, signal, is_still_it);
+        let dir = ExecutionDir::open(self.directory.clone());
+        let is_still_it =
+            || directory_of(self.pid).as_ref() == Some(&self.directory) || keeper_of(&dir) == Some(self.pid);
+        let _ = sys::signal_process(self.pid, signal, || Ok(is_still_it()));
     }
 }
 
@@ -382,4 +404,26 @@ impl Watch<'_> {
 /// As Python's `returncode` has it: `-N` if signal N ended the process.
 fn exit_code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| -status.signal().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shim_that_proc_does_not_show_is_known_by_its_lock() {
+        let _turn = sys::no_forks_meanwhile();
+        let temp = tempfile::tempdir().unwrap();
+        let directory = temp.path().join("0a1b2c3d-3d0e-4b1c-9a77-1f2e3d4c5b6a");
+        fs::create_dir(&directory).unwrap();
+        // This process is none by its command line, and so like one that cannot be seen.
+        let mut lock = File::create_new(directory.join("shim.lock")).unwrap();
+        lock.try_lock().unwrap();
+        writeln!(lock, "{}", std::process::id()).unwrap();
+        let found = running(temp.path());
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].pid, &found[0].directory), (std::process::id(), &directory));
+        drop(lock);
+        assert!(running(temp.path()).is_empty());
+    }
 }
