@@ -25,8 +25,10 @@
 //! It is also the runner's memory: an execution that has begun here is never begun again, whether the service offers it
 //! a second time by a fault or by intent. What was only offered may be.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
+use std::hash::{Hash, Hasher};
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -44,6 +46,8 @@ pub const FILE_NAME: &str = "audit.jsonl";
 const SIZE_MAX: u64 = 4 * 1024 * 1024;
 /// How many are kept that were moved aside. What they hold is remembered.
 const OLD_FILES: usize = 5;
+/// How many offers a process remembers that it has recorded.
+const OFFERS_MAX: usize = 10_000;
 /// How much of a text or a list of arguments is kept, in bytes.
 const TEXT_MAX: usize = 4 * 1024;
 /// How much of the settings.
@@ -272,6 +276,8 @@ pub struct Audit {
     to_syslog: bool,
     /// What the files say, the newest first.
     files: VecDeque<Memory>,
+    /// The offers that this process has recorded.
+    offers: HashSet<u64>,
     is_failing: bool,
     syslog_is_failing: bool,
 }
@@ -295,7 +301,8 @@ impl Audit {
             files.push_back(memory);
         }
         let state = state.to_owned();
-        Ok(Self { state, to_syslog: false, files, is_failing: false, syslog_is_failing: false })
+        let offers = HashSet::new();
+        Ok(Self { state, to_syslog: false, files, offers, is_failing: false, syslog_is_failing: false })
     }
 
     /// Whether each line goes to syslog as well from now on.
@@ -318,15 +325,24 @@ impl Audit {
         all.reduce(|a, b| if b > a { b } else { a })
     }
 
-    /// Records an offer before it is taken, unless it was recorded before.
+    /// Records an offer before it is taken, unless the same was recorded before: it is tried at every poll. Under one id
+    /// the service may offer one thing after the other.
     ///
     /// # Errors
     /// The disk does not take it.
     pub fn record_offer(&mut self, offer: &Offer) -> io::Result<()> {
-        match self.progress(&offer.id) {
-            Some(_) => Ok(()),
-            None => self.record(Subject { id: &offer.id, command: &offer.command }, &Event::offered(offer)),
+        let mut hasher = DefaultHasher::new();
+        (offer.id.number(), &offer.command, &offer.args).hash(&mut hasher);
+        let what = hasher.finish();
+        if self.offers.contains(&what) {
+            return Ok(());
         }
+        self.record(Subject { id: &offer.id, command: &offer.command }, &Event::offered(offer))?;
+        if self.offers.len() >= OFFERS_MAX {
+            self.offers.clear();
+        }
+        self.offers.insert(what);
+        Ok(())
     }
 
     /// Records what must not happen unrecorded: on disk before this returns.

@@ -112,7 +112,7 @@ def forms_of(text):
 
 def url_passwords(text):
     """The password of each URL in a text, as it is written and decoded. A user's name may hold colons and an @ too."""
-    for behind in re.findall(r"://([^\s]*)@", text):
+    for behind in re.findall(r"://([^/?#\s]*)@", text):
         for password in set((behind.partition(":")[2], behind.rpartition(":")[2])):
             yield password
             yield unquote(password)

@@ -325,6 +325,10 @@ fn what_ran_counts_in_the_history_whatever_was_offered_under_the_same_id_before(
     server.enqueue_raw(other);
     assert_eq!(server.completed(id, WITHIN).status, "success");
     eventually("the record of its end", || events(&lines(&state), id).contains(&"delivered".to_owned()));
+    let lines = lines(&state);
+    let offers = lines.iter().filter(|line| line["execution"] == id && line["event"] == "offered");
+    let args: Vec<&str> = offers.map(|line| line["args"].as_str().unwrap()).collect();
+    assert_eq!(args, ["harmless", "other one"]);
     let shown = history(&project, &state, &["both"]);
     assert!(shown.stdout.contains("both other one") && !shown.stdout.contains("harmless"), "{shown:?}");
 }

@@ -17,7 +17,8 @@ const SETTINGS: &str = r#"
 SECRET_KEY = 's3cr\u00e4t "of\\ the/host&'
 SECRET_KEY_FALLBACKS = ['an-older-secret-key']
 DATABASES = {'default': {'ENGINE': 'x', 'PASSWORD': 'db-passw0rd', 'OPTIONS': {'passwd': 'nested-passw0rd'}}}
-CACHE_LOCATION = 'redis://worker:c%40che-pw@cache:6379/1'
+CACHE_LOCATION = 'redis://worker:c%40che-pw@cache:6379/1,redis://other-passw0rd:second-pw@cache:6379/2'
+ASSETS = 'https://cdn.example.com:8443/assets@latest'
 SENTRY_DSN = 'https://0123456789abcdef@sentry.example.com/1'
 SIGNING = {'JWT_PRIVATE_KEY': '-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQEFAASC\n-----END PRIVATE KEY-----\n'}
 QUOTED_PASSWORD = "it's-a-\"quoted\"-one"
@@ -37,7 +38,8 @@ fn every_secret_of_settings_and_environment_is_masked_in_every_form_and_nothing_
     assert_eq!(server.completed(&id, WITHIN).status, "success");
     let printed = server.state(|state| state.execution(&id).stdout());
     let expected = "key ********\nraw ********\njson \"********\"\nurl ********\nrepr '********'\nfallback ********\n\
-                    database ******** ********\ncache redis://worker:********@cache:6379/1\ndecoded ********\n\
+                    database ******** ********\ncache redis://worker:********@cache:6379/1,redis://other-passw0rd:********@cache:6379/2\n\
+                    assets 8443/assets\ndecoded ********\n\
                     dsn ********\n1 -----BEGIN PRIVATE KEY-----\n2 ********\n3 ********\n\
                     4 -----END PRIVATE KEY-----\ntoken ********\nshown '********' '********' b'********' ********\n\
                     mail smtps://somebody@example.com:********@smtp.example.com:587\nuser auth.User short pin-of-the-vault\n";
@@ -169,6 +171,7 @@ def tell():
     database = settings.DATABASES["default"]
     print("database", database["PASSWORD"], database["OPTIONS"]["passwd"])
     print("cache", settings.CACHE_LOCATION)
+    print("assets", "8443/assets")
     print("decoded", "c@che-pw")
     print("dsn", settings.SENTRY_DSN)
     for number, line in enumerate(settings.SIGNING["JWT_PRIVATE_KEY"].splitlines(), 1):
