@@ -77,6 +77,11 @@ impl Environment {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// Whether text on a terminal may be coloured (no-color.org).
+    pub fn allows_colour(&self) -> bool {
+        self.get("NO_COLOR").is_none() && self.get("TERM") != Some("dumb")
+    }
+
     /// Whether the variable is there, be it empty.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
@@ -196,6 +201,28 @@ impl fmt::Display for Problem {
     }
 }
 
+/// What is known of settings that cannot all be used.
+#[derive(Debug)]
+pub struct Unusable {
+    /// Everything that is wrong.
+    pub problems: Vec<Problem>,
+    /// The others, as in [`Config`].
+    pub effective: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.problems[..] {
+            [only] => write!(f, "{only}"),
+            all => {
+                write!(f, "{} settings cannot be used:", all.len())?;
+                all.iter().try_for_each(|problem| write!(f, "\n- {problem}"))
+            }
+        }
+    }
+}
+
 impl Config {
     /// Settles every setting.
     ///
@@ -207,7 +234,7 @@ impl Config {
         settings: &BTreeMap<String, Value>,
         environment: &Environment,
         server_url_option: Option<&str>,
-    ) -> Result<Self, Vec<Problem>> {
+    ) -> Result<Self, Unusable> {
         let (prefix, default_url) = service(settings, environment);
         let mut reader = Reader {
             prefix,
@@ -246,7 +273,7 @@ impl Config {
                 effective,
                 warnings,
             }),
-            _ => Err(problems),
+            _ => Err(Unusable { problems, effective, warnings }),
         }
     }
 }
@@ -751,7 +778,7 @@ mod tests {
 
     fn resolve(value: Value) -> Result<Config, String> {
         Config::resolve(&settings(value), &Environment::default(), None)
-            .map_err(|problems| problems.iter().map(|p| format!("{p}\n")).collect())
+            .map_err(|unusable| unusable.problems.iter().map(|p| format!("{p}\n")).collect())
     }
 
     #[test]
@@ -853,7 +880,7 @@ mod tests {
 
     #[test]
     fn a_missing_key_says_where_to_get_one() {
-        let problems = Config::resolve(&BTreeMap::new(), &Environment::default(), None).unwrap_err();
+        let problems = Config::resolve(&BTreeMap::new(), &Environment::default(), None).unwrap_err().problems;
         assert!(problems[0].0.starts_with("DJANGOCOMMAND_API_KEY is not set: copy the project's key"));
         assert!(
             resolve(json!({"DJANGOCOMMAND_API_KEY": null})).unwrap_err().contains("API_KEY is '********'")
@@ -879,7 +906,7 @@ mod tests {
             ]
         );
         fs::write(&credential, [0xff]).unwrap();
-        let problems = resolved(&[named]).unwrap_err();
+        let problems = resolved(&[named]).unwrap_err().problems;
         assert!(problems[0].0.starts_with("the systemd credential 'djangocommand-api-key' cannot be read"));
         fs::remove_file(credential).unwrap();
         assert_eq!(

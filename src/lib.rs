@@ -24,6 +24,7 @@ mod notify;
 mod signals;
 mod sys;
 mod syslog;
+mod terminal;
 mod timer;
 // Floor 1: what the words mean: settings, executions, policy, the state directory.
 mod audit;
@@ -68,6 +69,8 @@ pub fn main() -> ExitCode {
         Ok(cli::Command::Start(options)) => end(control::start(options)),
         Ok(cli::Command::Stop { place, timeout, force }) => end(control::stop(&place, timeout, force)),
         Ok(cli::Command::Reload(place)) => end(control::reload(&place)),
+        Ok(cli::Command::Check { load, offline, json }) => end(control::check(load, offline, json)),
+        Ok(cli::Command::Commands { load, json }) => end(control::commands(load, json)),
         Ok(cli::Command::Ensure(options)) => end(control::ensure(&options)),
         Ok(cli::Command::Logs { place, lines, follow }) => end(control::logs(&place, lines, follow)),
         Ok(cli::Command::History { place, json, count, command }) => {

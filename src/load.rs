@@ -4,13 +4,13 @@
 //! decided by whoever asked: at the start by waiting, later on by looking now and then while other work goes on.
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::api::Client;
 use crate::config::{Config, Environment};
 use crate::log::{self, Level};
 use crate::mask::Secrets;
-use crate::project::probe::{Catalogue, Facts, Probe, Wait};
+use crate::project::probe::{Catalogue, Facts, Probe};
 use crate::project::watch::Watch;
 use crate::project::{self, Project};
 
@@ -91,7 +91,7 @@ impl Loader {
     pub fn load(&self) -> Result<Loaded, Error> {
         let mut loading = self.begin(None)?;
         let over = || Err(Error::Failed("the project's Python gave no answer".to_owned()));
-        loading.advance(Wait::ForAnswer).unwrap_or_else(over)
+        loading.advance(Duration::MAX).unwrap_or_else(over)
     }
 
     /// Begins to load everything. With an `earlier` watch, which has just been looked at, nothing is said.
@@ -110,6 +110,9 @@ impl Loader {
         let found =
             format!("project '{}', Python '{}' ({})", project.root, project.python, project.python_from);
         lines.add(Level::Info, found, earlier.is_none());
+        if let Some(odd) = project.odd_user() {
+            lines.add(Level::Warning, format!("{odd}; run as that user"), earlier.is_none());
+        }
         let began = SystemTime::now();
         let probe = Probe::begin(&project).map_err(|why| probe_failed(&project, &why))?;
         Ok(Loading {
@@ -127,7 +130,7 @@ impl Loader {
 impl Loading {
     /// What was found, or why not; `None` while it is not known. Afterwards it is over, and to be dropped.
     pub fn poll(&mut self) -> Option<Result<Loaded, Error>> {
-        self.advance(Wait::No)
+        self.advance(Duration::ZERO)
     }
 
     /// The project's Python, unless it is reaped.
@@ -140,7 +143,7 @@ impl Loading {
         self.probe.ended();
     }
 
-    fn advance(&mut self, wait: Wait) -> Option<Result<Loaded, Error>> {
+    fn advance(&mut self, wait: Duration) -> Option<Result<Loaded, Error>> {
         if self.settled.is_none() {
             let answer = self.probe.facts(wait)?;
             match answer.map_err(|why| probe_failed(&self.project, &why)).and_then(|facts| self.settle(facts))
@@ -169,14 +172,8 @@ impl Loading {
         }
         self.say(Level::Info, format!("Python {}, Django {}", facts.python_version, facts.django_version));
         let Loader { environment, server_url, .. } = &self.loader;
-        let config =
-            Config::resolve(&facts.settings, environment, server_url.as_deref()).map_err(|problems| {
-                let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                Error::Configuration(match &lines[..] {
-                    [only] => only.clone(),
-                    _ => format!("{} settings cannot be used:\n- {}", lines.len(), lines.join("\n- ")),
-                })
-            })?;
+        let config = Config::resolve(&facts.settings, environment, server_url.as_deref())
+            .map_err(|unusable| Error::Configuration(unusable.to_string()))?;
         config.effective.iter().for_each(|line| self.say(Level::Info, line.clone()));
         config.warnings.iter().for_each(|line| self.say(Level::Warning, line.clone()));
         let client = Client::new(&config, &self.loader.environment).map_err(Error::Configuration)?;

@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Write as _};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal, Write as _};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -77,11 +77,13 @@ pub enum Format {
 /// Where records go, and in what shape.
 struct Sink {
     format: Format,
+    /// On a terminal, warnings and errors may be coloured.
+    is_coloured: bool,
     /// `None` is standard error.
     file: Option<LogFile>,
 }
 
-static SINK: Mutex<Sink> = Mutex::new(Sink { format: Format::Stamped, file: None });
+static SINK: Mutex<Sink> = Mutex::new(Sink { format: Format::Stamped, is_coloured: false, file: None });
 
 /// Sets what is said from now on.
 pub fn set_level(level: Level) {
@@ -91,6 +93,11 @@ pub fn set_level(level: Level) {
 /// Sets what lines look like from now on.
 pub fn set_format(format: Format) {
     sink().format = format;
+}
+
+/// Colours what is urgent from now on, if standard error is a terminal and the user `may` have it so.
+pub fn set_coloured(may: bool) {
+    sink().is_coloured = may && io::stderr().is_terminal();
 }
 
 /// Whether standard error leads to the journal, by `$JOURNAL_STREAM`: the device and inode of the stream that systemd
@@ -148,7 +155,19 @@ pub fn record(level: Level, message: fmt::Arguments<'_>) {
     let line = line(format, level, &text);
     match &mut sink.file {
         Some(log) => log.record(format, line.as_bytes()),
-        None => drop(io::stderr().lock().write_all(line.as_bytes())),
+        None => {
+            let line = if sink.is_coloured { coloured(level, line) } else { line };
+            drop(io::stderr().lock().write_all(line.as_bytes()));
+        }
+    }
+}
+
+/// What is urgent, in red or yellow.
+fn coloured(level: Level, line: String) -> String {
+    match level {
+        Level::Error => format!("\x1b[31m{}\x1b[0m\n", line.trim_end()),
+        Level::Warning => format!("\x1b[33m{}\x1b[0m\n", line.trim_end()),
+        Level::Info | Level::Debug => line,
     }
 }
 

@@ -129,6 +129,9 @@ pub struct Parser {
     /// The characters by which an argument names a file that has more arguments.
     #[serde(default)]
     pub file_prefixes: String,
+    /// Its options and operands that seem to take a file or code: `-o/--output`. For people; nothing is refused by it.
+    #[serde(default)]
+    pub chosen: Vec<String>,
 }
 
 /// A request that may become a process. Nothing but [`Policy::approve`] makes one.
@@ -216,6 +219,14 @@ impl Policy {
         }
     }
 
+    /// The rule by which a command may run.
+    pub fn rule(&self) -> String {
+        match &self.mode {
+            Mode::Allowlist(_) => format!("it is in {}ALLOWED_COMMANDS", self.prefix),
+            Mode::Blocklist(_) => format!("it is not in {}DISALLOWED_COMMANDS", self.prefix),
+        }
+    }
+
     /// Decides on a request, given the commands that the project has, and what is known of their parsers.
     ///
     /// # Errors
@@ -266,7 +277,19 @@ impl Policy {
     }
 }
 
+/// The options by which this command lets arguments choose the code that runs.
+fn code_options(command: &str) -> impl Iterator<Item = &'static str> {
+    let of_this = CODE_OPTIONS_OF.iter().filter(move |(name, _)| *name == command).map(|(_, option)| *option);
+    CODE_OPTIONS.into_iter().chain(of_this)
+}
+
 impl Policy {
+    /// Whether an option, as a parser names it (`-o/--output`), is refused whatever its value.
+    pub fn refuses_option(&self, command: &str, option: &str) -> bool {
+        !self.allows_settings_override
+            && code_options(command).any(|code| option.split('/').any(|name| name == code))
+    }
+
     /// What an operator has bound a command to is the host's own word; all else must not choose the code that runs.
     fn check_options(
         &self,
@@ -275,8 +298,7 @@ impl Policy {
         parser: Option<&Parser>,
     ) -> Result<(), Rejection> {
         let unknown = Parser::default();
-        let of_this = CODE_OPTIONS_OF.iter().filter(|(name, _)| *name == command).map(|(_, option)| *option);
-        let code_options: Vec<&str> = CODE_OPTIONS.into_iter().chain(of_this).collect();
+        let code_options: Vec<&str> = code_options(command).collect();
         let chooses = |arg: &&String| parser.unwrap_or(&unknown).chooses_code(arg, &code_options);
         let Some(arg) = args.iter().find(chooses).filter(|_| !self.allows_settings_override) else {
             return Ok(());
@@ -310,7 +332,8 @@ fn is_module_name(name: &str) -> bool {
 }
 
 impl BoundArgs {
-    fn label_and_args(&self) -> String {
+    /// For people.
+    pub fn label_and_args(&self) -> String {
         if self.label == self.args || self.args.is_empty() {
             self.label.clone()
         } else {
@@ -346,8 +369,10 @@ mod tests {
         let found =
             set(&["check", "flush", "export", "diffsettings", "djangocommand", "managecommand", "report"]);
         let own_options = set(&["--set", "--settings"]);
-        let parsers =
-            BTreeMap::from([("report".to_owned(), Parser { own_options, file_prefixes: "@".to_owned() })]);
+        let parsers = BTreeMap::from([(
+            "report".to_owned(),
+            Parser { own_options, file_prefixes: "@".to_owned(), chosen: vec![] },
+        )]);
         policy.approve(request, &found, &parsers).err().map_or_else(String::new, |rejection| rejection.reason)
     }
 

@@ -59,6 +59,8 @@ pub struct Parts {
     pub status: Status,
     pub notify: Notify,
     pub watches_files: bool,
+    /// How long what runs may go on once it is told to stop; `None`: until it ends.
+    pub drain: Option<Duration>,
     /// It ends when everything that waits is done.
     pub once: bool,
 }
@@ -104,6 +106,7 @@ pub struct Runner {
     /// Executions whose `start` the service refused. If it goes on offering them, they are tried again in a while.
     given_up: HashMap<String, Instant>,
     wishes: Wishes,
+    drain: Option<Duration>,
     stop: Stop,
     round: Round,
 }
@@ -114,6 +117,8 @@ enum Stop {
     Draining {
         /// When somebody interrupted it; `None` if it was only told to stop.
         interrupted: Option<Instant>,
+        /// When what still runs is cancelled.
+        until: Option<Instant>,
         cancelled: bool,
     },
     /// Nothing runs any more; deliver until then.
@@ -145,7 +150,8 @@ impl Runner {
     pub fn new(parts: Parts, wishes: Wishes) -> io::Result<Self> {
         // Only now: a signal that neither ends the process nor is caught would be forgotten.
         wishes.waited();
-        let Parts { loader, mut loaded, state, mut audit, status, notify, watches_files, once } = parts;
+        let Parts { loader, mut loaded, state, mut audit, status, notify, watches_files, drain, once } =
+            parts;
         let now = Instant::now();
         let (interval, retries) = (loaded.config.heartbeat_interval, loaded.config.max_retries);
         let active = executions::adopt(&state.executions(), &loaded.config)?;
@@ -160,7 +166,7 @@ impl Runner {
         report.turn(&link, &active, now);
         report.ready();
         Ok(Self {
-            found: loaded.facts.commands.iter().cloned().collect(),
+            found: loaded.facts.names(),
             active,
             link,
             reload,
@@ -179,6 +185,7 @@ impl Runner {
             last_done: HashMap::new(),
             given_up: HashMap::new(),
             wishes,
+            drain,
             stop: Stop::No,
             round: if once { Round::Open } else { Round::Endless },
             loaded,
@@ -194,6 +201,7 @@ impl Runner {
             while let Some(wish) = self.wishes.take() {
                 self.obey(wish);
             }
+            self.tend_drain();
             self.keep_state_dir();
             self.tend_executions();
             self.tend_reload();
@@ -233,7 +241,7 @@ impl Runner {
         match self.stop {
             Stop::Delivering { until: end } | Stop::Leaving { until: end } => until = until.min(end),
             Stop::No => until = self.reload.due().map_or(until, |reload| until.min(reload)),
-            Stop::Draining { .. } => {}
+            Stop::Draining { until: end, .. } => until = end.map_or(until, |end| until.min(end)),
         }
         self.wishes.wait(until.saturating_duration_since(Instant::now()));
     }
@@ -271,16 +279,17 @@ impl Runner {
             }
             (Wish::Stop, _) => {}
             // It was told to stop before, which whoever sends this need not know.
-            (Wish::Interrupt, Stop::Draining { interrupted: None, cancelled }) => {
+            (Wish::Interrupt, Stop::Draining { interrupted: None, until, cancelled }) => {
                 log::info!("stopping already; another signal cancels what runs");
-                self.stop = Stop::Draining { interrupted: Some(Instant::now()), cancelled: *cancelled };
+                let (until, cancelled) = (*until, *cancelled);
+                self.stop = Stop::Draining { interrupted: Some(Instant::now()), until, cancelled };
             }
             (Wish::Interrupt, Stop::Draining { interrupted: Some(since), .. })
                 if since.elapsed() < SAME_SIGNAL => {}
             (Wish::Interrupt | Wish::Cancel, Stop::No | Stop::Draining { cancelled: false, .. }) => {
                 log::info!("cancelling {running} execution(s)");
                 self.drain(None);
-                self.stop = Stop::Draining { interrupted: None, cancelled: true };
+                self.stop = Stop::Draining { interrupted: None, until: None, cancelled: true };
                 for active in &mut self.active {
                     active.want_end(CancelWish::Graceful, Asker::User, &mut self.audit);
                 }
@@ -295,9 +304,20 @@ impl Runner {
     /// Takes nothing new from now on, and lets what runs end.
     fn drain(&mut self, interrupted: Option<Instant>) {
         self.report.stopping();
-        self.stop = Stop::Draining { interrupted, cancelled: false };
+        let until = self.drain.and_then(|patience| Instant::now().checked_add(patience));
+        self.stop = Stop::Draining { interrupted, until, cancelled: false };
         self.active.iter_mut().for_each(Active::begin_no_more);
         self.active.retain(|active| !active.is_gone());
+    }
+
+    /// Cancels what still runs when the time that it was given is over.
+    fn tend_drain(&mut self) {
+        if let Stop::Draining { until: Some(until), cancelled: false, .. } = self.stop
+            && Instant::now() >= until
+            && self.any_unended()
+        {
+            self.obey(Wish::Cancel);
+        }
     }
 
     /// What the service surely does not know to be ours is the next runner's to take.
@@ -383,7 +403,7 @@ impl Runner {
             self.heartbeat.hurry(now);
             self.sync.hurry(now);
         }
-        self.found = loaded.facts.commands.iter().cloned().collect();
+        self.found = loaded.facts.names();
         if !is_same_account || goes_otherwise(&self.loaded, &loaded) {
             self.audit.set_syslog(loaded.config.audit_syslog);
             self.audit.note(None, &configured(&loaded));

@@ -105,6 +105,24 @@ pub fn prepare(path: &Path) -> Result<(), Error> {
     check_private(&executions).map_err(Error::Untrusted)
 }
 
+/// Whether `start` could use the directory, or make it. Nothing is made.
+///
+/// # Errors
+/// Why not, and what to do about it.
+pub fn look_at(path: &Path) -> Result<(), String> {
+    if fs::symlink_metadata(path).is_ok() {
+        check_private(path).and_then(|()| check_way_to(path))?;
+    }
+    let there = path.ancestors().find(|above| above.exists()).unwrap_or(path);
+    sys::may_write(there).map_err(|e| {
+        format!(
+            "the state directory '{}' cannot be used: '{}' cannot be written to: {e}; name another one with --state-dir",
+            path.display(),
+            there.display()
+        )
+    })
+}
+
 /// Checks that nobody can put another directory in the place of this one: none above it may be everybody's to write, unless
 /// it is sticky as `/tmp` is.
 fn check_way_to(path: &Path) -> Result<(), String> {
@@ -276,8 +294,11 @@ pub fn choose(
         return absolute(Path::new(path));
     }
     let project = escaped(&root()?);
-    if sys::effective_uid() == 0 {
-        return Ok(Path::new("/var/lib/djangocommand").join(project));
+    let of_system = Path::new("/var/lib/djangocommand").join(&project);
+    // Where a service manager has made it for this user, that is where the user's runner is.
+    let is_ours = || fs::symlink_metadata(&of_system).is_ok_and(|meta| meta.uid() == sys::effective_uid());
+    if sys::effective_uid() == 0 || is_ours() {
+        return Ok(of_system);
     }
     let base = environment.get("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     // std knows the home directory of the password file too: some supervisors set no HOME.

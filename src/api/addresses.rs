@@ -73,8 +73,13 @@ impl Resolver for Addresses {
     }
 }
 
-fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let addresses: Vec<SocketAddr> = match format!("{host}:{port}").to_socket_addrs() {
+/// Asks for the addresses of a host.
+///
+/// # Errors
+/// The name is not known, or no name server answers.
+pub fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let addresses: Vec<SocketAddr> = match (bare, port).to_socket_addrs() {
         Ok(found) => found.collect(),
         // If that fails too, the first error is the one that users can look up.
         Err(error) => sys::lookup_ipv4(host, port).map_err(|_| error)?,

@@ -17,6 +17,7 @@ use serde::de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use ureq::Proxy;
 
 use crate::config::{ApiKey, Config, Environment};
 use crate::execution::{ExecutionId, Outcome, quoted, shortened};
@@ -24,12 +25,14 @@ use crate::mask::MASKED;
 use crate::project::probe::Catalogue;
 use crate::sys;
 use crate::timer;
+pub use addresses::look_up;
 use transport::{Answer, Transport};
 
+const HEARTBEAT: &str = "/api/runner/heartbeat/";
 /// The longest answer that is read, in bytes.
 const ANSWER_MAX: u64 = 4 * 1024 * 1024;
 /// How far a request's timestamp may be from the service's clock (`protocol.md`).
-const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
 /// How much of the pending list is looked at. The rest comes with the next polls.
 const ENTRIES_MAX: usize = 200;
 /// How much of an error's answer is looked at for its message, in bytes.
@@ -79,6 +82,16 @@ pub struct Heartbeat {
     pub pending_executions: u64,
     /// The reason, if the service has suspended this runner.
     pub suspended: Option<String>,
+}
+
+/// What a heartbeat shows of the way to the service.
+#[derive(Debug)]
+pub struct Trial {
+    /// Somebody answered in HTTP, and so behind TLS where that is used.
+    pub is_answered: bool,
+    /// How far this host's clock is behind the service's, in seconds.
+    pub clock_behind: Option<f64>,
+    pub result: Result<Heartbeat, Failure>,
 }
 
 /// What the service wants to become of a running execution.
@@ -146,13 +159,29 @@ impl Client {
     /// # Errors
     /// See [`Failure`].
     pub fn heartbeat(&self, python: &str, django: &str, hash: &str) -> Result<Heartbeat, Failure> {
-        let request = serde_json::json!({
-            "runner_version": env!("CARGO_PKG_VERSION"),
-            "python_version": python,
-            "django_version": django,
-            "commands_hash": hash,
-        });
-        parse_heartbeat(&self.call("/api/runner/heartbeat/", Some(&request.to_string()))?)
+        parse_heartbeat(&self.call(HEARTBEAT, Some(&heartbeat_of(python, django, hash)))?)
+    }
+
+    /// A heartbeat that shows the way to the service as well.
+    pub fn try_out(&self, python: &str, django: &str, hash: &str) -> Trial {
+        match self.exchange(HEARTBEAT, Some(&heartbeat_of(python, django, hash))) {
+            Err(error) => Trial { is_answered: false, clock_behind: None, result: Err(error) },
+            Ok((answer, repeated)) => Trial {
+                is_answered: true,
+                clock_behind: answer.date.as_deref().and_then(|date| clock_behind(date, timer::unix_now())),
+                result: classify(answer, repeated).and_then(|answer| parse_heartbeat(&answer)),
+            },
+        }
+    }
+
+    /// The proxy that everything goes through, if there is one.
+    pub fn proxy(&self) -> Option<&Proxy> {
+        self.transport.proxy()
+    }
+
+    /// The first host on the way to the service, and its port: the proxy's, if there is one.
+    pub fn first_hop(&self) -> (String, u16) {
+        self.transport.first_hop()
     }
 
     /// Tells the service which commands there are; returns how many it took and the hash that it has for them now.
@@ -209,17 +238,22 @@ impl Client {
         parse::<IgnoredAny>(&answer).map(drop)
     }
 
-    /// Sends one request, `POST` if it has a body; once more at once if a kept-alive connection turned out closed.
+    /// Sends one request and draws the conclusion from its status.
     fn call(&self, path: &str, body: Option<&str>) -> Result<Vec<u8>, Failure> {
+        self.exchange(path, body).and_then(|(answer, repeated)| classify(answer, repeated))
+    }
+
+    /// Sends one request, `POST` if it has a body; once more at once if a kept-alive connection turned out closed. Returns
+    /// the answer, whatever its status, and whether the request was repeated.
+    fn exchange(&self, path: &str, body: Option<&str>) -> Result<(Answer, bool), Failure> {
         let url = format!("{}{path}", self.base);
-        match self.attempt(&url, body, false) {
-            Err(transport::Error { stale: true, .. }) => match self.attempt(&url, body, true) {
-                Ok(answer) => classify(answer, true),
-                Err(error) => Err(Failure::unreachable(error.cause)),
-            },
-            Ok(answer) => classify(answer, false),
-            Err(error) => Err(Failure::unreachable(error.cause)),
-        }
+        let answer = match self.attempt(&url, body, false) {
+            Err(transport::Error { stale: true, .. }) => {
+                self.attempt(&url, body, true).map(|answer| (answer, true))
+            }
+            first => first.map(|answer| (answer, false)),
+        };
+        answer.map_err(|error| Failure::unreachable(error.cause))
     }
 
     /// Each attempt has a nonce and a timestamp of its own: the server refuses those that it has seen.
@@ -267,9 +301,24 @@ fn classify(answer: Answer, repeated: bool) -> Result<Vec<u8>, Failure> {
     }
 }
 
+fn heartbeat_of(python: &str, django: &str, hash: &str) -> String {
+    serde_json::json!({
+        "runner_version": env!("CARGO_PKG_VERSION"),
+        "python_version": python,
+        "django_version": django,
+        "commands_hash": hash,
+    })
+    .to_string()
+}
+
+/// How far a clock is behind the service's, in seconds, by the `Date` of an answer.
+fn clock_behind(date: &str, unix: f64) -> Option<f64> {
+    Some(timer::http_date(date)? as f64 - unix)
+}
+
 /// What a denial adds if it may well be due to our clock: the service refuses requests that seem old or of the future.
 fn clock_skew(date: &str, unix: f64) -> Option<String> {
-    let behind = timer::http_date(date)? as f64 - unix;
+    let behind = clock_behind(date, unix)?;
     let direction = if behind > 0.0 { "behind" } else { "ahead of" };
     (behind.abs() > CLOCK_SKEW_MAX.as_secs_f64()).then(|| {
         format!("; the clock of this host is {:.0} min {direction} the service's", behind.abs() / 60.0)

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ureq::http::{Request, Response};
 use ureq::tls::TlsConfig;
 use ureq::unversioned::transport::{Connector, DefaultConnector};
-use ureq::{Agent, AsSendBody, Body};
+use ureq::{Agent, AsSendBody, Body, Proxy};
 
 use super::addresses::Addresses;
 use super::cause::Route;
@@ -48,6 +48,7 @@ impl Error {
 pub(super) struct Transport {
     agent: Agent,
     route: Route,
+    target: (String, u16),
 }
 
 impl Transport {
@@ -81,11 +82,24 @@ impl Transport {
                 Addresses::default(),
             ),
             route,
+            target: (server.host().to_owned(), server.port()),
         })
     }
 
     pub(super) fn route(&self) -> String {
         self.route.to_string()
+    }
+
+    pub(super) fn proxy(&self) -> Option<&Proxy> {
+        self.agent.config().proxy()
+    }
+
+    /// Host and port of what is connected to.
+    pub(super) fn first_hop(&self) -> (String, u16) {
+        match self.proxy() {
+            Some(proxy) => (proxy.host().to_owned(), proxy.port()),
+            None => self.target.clone(),
+        }
     }
 
     /// Sends one request, `POST` if there is a body. `fresh` asks for a new connection.

@@ -14,7 +14,7 @@ use crate::state;
 /// # Errors
 /// No runner is there and none can be started.
 pub fn ensure(options: &Start) -> Result<u8, Error> {
-    let state = state_path(&options.place, &Environment::read())?;
+    let state = state_path(&options.load.place, &Environment::read())?;
     let mut replace = None;
     if let Some(runner) = find_runner(&state)? {
         let Some(still_for) = hangs_for(&runner) else { return Ok(0) };

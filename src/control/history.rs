@@ -14,6 +14,7 @@ use crate::config::Environment;
 use crate::execution::Status;
 use crate::log::{printable, printable_json};
 use crate::sys;
+use crate::terminal::Look;
 
 /// How much of an id is shown: enough to find it in the dashboard and in the log.
 const SHORT_ID: usize = 8;
@@ -23,10 +24,12 @@ const SHORT_ID: usize = 8;
 /// # Errors
 /// Nothing is recorded, or it cannot be read or printed.
 pub fn history(place: &Place, json: bool, count: usize, command: Option<&str>) -> Result<u8, Error> {
-    let state = state_path(place, &Environment::read())?;
+    let environment = Environment::read();
+    let state = state_path(place, &environment)?;
+    let look = Look::of_stdout(environment.allows_colour());
     let mut out = BufWriter::new(io::stdout().lock());
-    let shown = show(&state, json, count, command, sys::terminal_width(), &mut out)
-        .and_then(|is_any| out.flush().map(|()| is_any));
+    let shown =
+        show(&state, json, count, command, look, &mut out).and_then(|is_any| out.flush().map(|()| is_any));
     let state = state.display();
     match shown {
         Ok(true) => Ok(0),
@@ -46,7 +49,7 @@ fn show(
     json: bool,
     count: usize,
     command: Option<&str>,
-    width: Option<usize>,
+    look: Look,
     out: &mut impl Write,
 ) -> io::Result<bool> {
     let lines = Lines::open(state)?;
@@ -60,9 +63,9 @@ fn show(
     }
     // After the record, so that what has no end there and no directory here has ended in between.
     let states = status::states(state);
-    writeln!(out, "{}", cut(HEAD, width))?;
+    writeln!(out, "{}", look.cut(HEAD))?;
     for row in &rows {
-        writeln!(out, "{}", cut(&row.line(&states), width))?;
+        writeln!(out, "{}", look.cut(&row.line(&states)))?;
     }
     Ok(true)
 }
@@ -239,16 +242,6 @@ fn size(bytes: u64) -> String {
     }
 }
 
-/// `line` as far as it fits, if it is known how far that is.
-fn cut(line: &str, width: Option<usize>) -> String {
-    match width {
-        Some(width) if line.chars().count() > width => {
-            line.chars().take(width.saturating_sub(1)).chain(['…']).collect()
-        }
-        _ => line.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,7 +255,7 @@ mod tests {
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         fs::write(temp.path().join("audit.jsonl"), text + "{\"torn").unwrap();
         let mut out = Vec::new();
-        show(temp.path(), json, count, None, width, &mut out).unwrap();
+        show(temp.path(), json, count, None, Look { width, is_coloured: false }, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 

@@ -2,6 +2,8 @@
 //!
 //! Those that only talk to a runner find it by its state directory and never run Python.
 
+mod check;
+mod commands;
 mod ensure;
 mod history;
 mod logs;
@@ -11,6 +13,8 @@ mod status;
 mod stop;
 mod take_over;
 
+pub use check::check;
+pub use commands::commands;
 pub use ensure::ensure;
 pub use history::history;
 pub use logs::logs;
@@ -23,9 +27,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::cli::Place;
+use crate::cli::{Load, Place};
 use crate::config::Environment;
 pub use crate::load::Error;
+use crate::load::Loader;
 use crate::project;
 use crate::signals::Signals;
 use crate::state::{self, Occupant};
@@ -36,6 +41,13 @@ fn state_path(place: &Place, environment: &Environment) -> Result<PathBuf, Error
     let start = place.project.as_deref().unwrap_or(Path::new("."));
     let root = || project::find_root(start, place.settings.as_deref(), environment).map(|(root, _)| root);
     state::choose(place.state_dir.as_deref(), environment, root).map_err(Error::Configuration)
+}
+
+/// Where to find what is to be loaded.
+fn loader(load: Load, environment: Environment) -> Result<Loader, Error> {
+    let Load { place, python, server_url } = load;
+    let project = place.project.unwrap_or_else(|| PathBuf::from("."));
+    Loader::new(&project, python, place.settings, server_url, environment)
 }
 
 /// The runner that has the state directory, if there is one.

@@ -5,15 +5,14 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::take_over::{make_way, state_error};
-use super::{Error, say, state_path};
+use super::{Error, loader, say, state_path};
 use crate::audit::Audit;
 use crate::cli::{Mode, Replace, Start};
 use crate::config::Environment;
-use crate::load::Loader;
 use crate::log::{self, Format, Level};
 use crate::notify::{self, Notify};
 use crate::runner::{End, Parts, Runner, Wishes};
@@ -30,7 +29,7 @@ const READY: &str = "ready";
 /// What is wrong, before any network is used.
 pub fn start(options: Start) -> Result<u8, Error> {
     if options.mode == Mode::Detach {
-        let state = state_path(&options.place, &Environment::read())?;
+        let state = state_path(&options.load.place, &Environment::read())?;
         return match spawn_detached(&options, options.replace, Stdio::inherit())? {
             Spawned::Ready(pid) => say(&started(pid, &state)).map(|()| 0),
             Spawned::Ended { code, .. } => Ok(code),
@@ -111,10 +110,9 @@ fn run(options: Start) -> Result<u8, Error> {
     // A round that is ended by a signal has not done all that waits.
     let wishes = Wishes::catch(i32::from(options.mode == Mode::Once))
         .map_err(|e| Error::Failed(format!("cannot catch signals: {e}")))?;
-    let Start { place, python, server_url, watches_files, mode, replace, .. } = options;
-    let path = state_path(&place, &environment)?;
-    let project = place.project.unwrap_or_else(|| PathBuf::from("."));
-    let loader = Loader::new(&project, python, place.settings, server_url, environment)?;
+    let Start { load, watches_files, drain, mode, replace, .. } = options;
+    let path = state_path(&load.place, &environment)?;
+    let loader = loader(load, environment)?;
     // The lock comes first, so that of many runners at once only one asks the project. One that replaces another
     // loads the project before that: if it is broken, the old runner stays.
     let held = match replace {
@@ -146,7 +144,7 @@ fn run(options: Start) -> Result<u8, Error> {
     })?;
     log::info!("state in '{}'; the service is reached {}", state.path().display(), loaded.client.route());
     let once = mode == Mode::Once;
-    let parts = Parts { loader, loaded, state, audit, status, notify, watches_files, once };
+    let parts = Parts { loader, loaded, state, audit, status, notify, watches_files, drain, once };
     let runner = Runner::new(parts, wishes).map_err(|e| Error::Failed(format!("cannot begin: {e}")))?;
     if mode == Mode::Detached {
         report_ready(replace.is_some())?;
@@ -159,6 +157,7 @@ fn run(options: Start) -> Result<u8, Error> {
 
 fn set_up_log(options: &Start, environment: &Environment) {
     log::set_level(options.level);
+    log::set_coloured(environment.allows_colour());
     // The log of a detached runner is a file, wherever the standard error leads that it begins with.
     let is_journal = options.mode != Mode::Detached && log::is_journal(environment.get("JOURNAL_STREAM"));
     log::set_format(options.log_format.unwrap_or(if is_journal { Format::Journal } else { Format::Stamped }));

@@ -51,6 +51,15 @@ impl Project {
         Ok(Self { root: text(&root)?, has_manage_py, python, python_from, settings_module })
     }
 
+    /// What is odd about the user that this process acts as, and so every command: it is root, and the project is not
+    /// root's.
+    pub fn odd_user(&self) -> Option<String> {
+        let owner = fs::metadata(&self.root).map_or(0, |meta| meta.uid());
+        (sys::effective_uid() == 0 && owner != 0).then(|| {
+            format!("this is root, and the project belongs to user {owner}: its commands can do anything on this host")
+        })
+    }
+
     /// What comes before the command's name: `-u` because the dashboard shows output as it comes.
     pub fn arguments(&self) -> &'static [&'static str] {
         if self.has_manage_py { &["-u", "manage.py"] } else { &["-u", "-m", "django"] }

@@ -29,6 +29,9 @@ FILES_MAX = 10000
 # Values that are shorter are in ordinary words too.
 SECRET_MIN = 8
 MASKED = "********"
+# Words in the name of an option that takes a file, or code.
+TELLING = {"file", "files", "filename", "path", "paths", "dir", "directory", "folder", "output", "outfile", "fixture",
+           "module", "class", "script", "code", "command", "callable"}
 # Help texts must not depend on the terminal that the runner happens to be started from.
 COLUMNS = "80"
 
@@ -135,14 +138,34 @@ def help_of(parser, secrets):
     return parser.format_help() if without(secrets, wide) == wide else without(secrets, wide)
 
 
+def label_of(app):
+    """The app of a command: `get_commands` has its name, or a command that was made already."""
+    return app if isinstance(app, str) else getattr(app, "__name__", str(app))
+
+
+def chosen_by(parser, code_options):
+    """Its options and operands by which somebody chooses a file or code, as far as their names show it."""
+    for action in parser._actions:
+        if action.nargs == 0 or action.choices is not None or set(action.option_strings) & set(code_options):
+            continue
+        names = action.option_strings + [action.dest] + [m for m in (action.metavar,) if isinstance(m, str)]
+        words = set(re.split("[^a-z]+", " ".join(names).lower()))
+        kind = getattr(action.type, "__name__", type(action.type).__name__)
+        if words & TELLING or kind in ("FileType", "Path", "open"):
+            yield "/".join(action.option_strings) or str(action.metavar or action.dest)
+
+
 def describe_parser(parser, code_options):
-    """What a policy on arguments has to know of a command's options."""
+    """What a policy on arguments has to know of a command's options, and what people should know of them."""
     described = {}
     own = [o for o in parser._option_string_actions if any(code.startswith(o) for code in code_options)]
     if set(own) - set(code_options):
         described["own_options"] = own
     if parser.fromfile_prefix_chars:
         described["file_prefixes"] = parser.fromfile_prefix_chars
+    chosen = list(chosen_by(parser, code_options))
+    if chosen:
+        described["chosen"] = chosen
     return described
 
 
@@ -152,7 +175,7 @@ def describe(name, app, bound_args, code_options, secrets, parsers, broken):
     described = {"name": name, "app_label": app if isinstance(app, str) else "", "help_text": ""}
     try:
         command = load_command_class(app, name)
-        described["app_label"] = app if isinstance(app, str) else getattr(app, "__name__", str(app))
+        described["app_label"] = label_of(app)
         try:
             # Until it is known better: an argument of this kind may name a file with more of them.
             parsers[name] = {"file_prefixes": "@"}
@@ -254,7 +277,7 @@ def work(wanted_settings, root, real_root):
         "python_version": platform.python_version(),
         "django_version": django.get_version(),
         "settings": dict((n, plain(getattr(settings, n))) for n in dir(settings) if n.startswith(PREFIXES)),
-        "commands": list(commands),
+        "commands": [(name, label_of(app)) for name, app in commands.items()],
         "debug": bool(getattr(settings, "DEBUG", False)),
     })
     line = control.readline()

@@ -28,7 +28,7 @@ use crate::sys::{self, Bond};
 const SCRIPT: &str = include_str!("probe.py");
 const MARK: &[u8] = b"djangocommand-probe:";
 /// A cold start of a large project takes a second or two; a settings module that waits for a network takes longer.
-const TIME_LIMIT: Duration = Duration::from_secs(120);
+pub const TIME_LIMIT: Duration = Duration::from_secs(120);
 /// No project's help texts are as large, and no more is read.
 const ANSWER_MAX: u64 = 64 * 1024 * 1024;
 /// What is kept of what the project prints: its end, where the cause of a failure is.
@@ -47,10 +47,17 @@ pub struct Facts {
     pub django_version: String,
     /// The settings whose names begin with one of the runner's prefixes.
     pub settings: BTreeMap<String, Value>,
-    /// Names, in the order in which Django lists them.
-    pub commands: Vec<String>,
+    /// Name and app of each, in the order in which Django lists them.
+    pub commands: Vec<(String, String)>,
     /// The setting `DEBUG`.
     pub debug: bool,
+}
+
+impl Facts {
+    /// The names of the commands, for policy.
+    pub fn names(&self) -> BTreeSet<String> {
+        self.commands.iter().map(|(name, _)| name.clone()).collect()
+    }
 }
 
 /// The second answer: what the dashboard is told, as the script wrote it.
@@ -66,15 +73,6 @@ pub struct Catalogue {
     pub secrets: Secrets,
     /// The project's own files that all this was loaded from, and those that would change it by coming: absolute paths.
     pub files: Vec<String>,
-}
-
-/// How long to wait for an answer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Wait {
-    /// Not at all: it is there, or not yet.
-    No,
-    /// Until there is one, or the time that a project may take is over.
-    ForAnswer,
 }
 
 /// The second question.
@@ -151,11 +149,11 @@ impl Probe {
         Ok(probe)
     }
 
-    /// The first answer; `None` if there is none yet and `wait` does not wait for it.
+    /// The first answer; `None` if there is none within `wait`. No project has more time than `TIME_LIMIT`.
     ///
     /// # Errors
     /// The project's own words about what is wrong, its last line first.
-    pub fn facts(&mut self, wait: Wait) -> Option<Result<Facts, String>> {
+    pub fn facts(&mut self, wait: Duration) -> Option<Result<Facts, String>> {
         self.answer(wait)
     }
 
@@ -165,7 +163,8 @@ impl Probe {
     /// The question cannot be put into words.
     pub fn ask_for_catalogue(&mut self, facts: &Facts, config: &Config) -> Result<(), String> {
         let policy = &config.policy;
-        let admitted = facts.commands.iter().filter(|name| policy.admits(name).is_ok());
+        let names = facts.commands.iter().map(|(name, _)| name);
+        let admitted = names.filter(|name| policy.admits(name).is_ok());
         let commands: Vec<Wanted<'_>> = admitted
             .map(|name| {
                 let choices = policy.bound.get(name).into_iter().flatten();
@@ -183,11 +182,11 @@ impl Probe {
         Ok(())
     }
 
-    /// The second answer; `None` if there is none yet and `wait` does not wait for it.
+    /// The second answer; `None` if there is none within `wait`.
     ///
     /// # Errors
     /// As for `facts`.
-    pub fn catalogue(&mut self, wait: Wait) -> Option<Result<Catalogue, String>> {
+    pub fn catalogue(&mut self, wait: Duration) -> Option<Result<Catalogue, String>> {
         self.answer(wait)
     }
 
@@ -208,13 +207,12 @@ impl Probe {
         let _ = self.stdin.write_all(question);
     }
 
-    fn answer<T: for<'de> Deserialize<'de>>(&mut self, wait: Wait) -> Option<Result<T, String>> {
+    fn answer<T: for<'de> Deserialize<'de>>(&mut self, wait: Duration) -> Option<Result<T, String>> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        let limit = if wait == Wait::No { Duration::ZERO } else { left };
-        Some(match self.answers.recv_timeout(limit) {
+        Some(match self.answers.recv_timeout(wait.min(left)) {
             Ok(answer) => serde_json::from_slice(&answer)
                 .map_err(|e| format!("the project's Python answered nonsense: {e}")),
-            Err(RecvTimeoutError::Timeout) if wait == Wait::No && !left.is_zero() => return None,
+            Err(RecvTimeoutError::Timeout) if wait < left => return None,
             Err(RecvTimeoutError::Timeout) => Err(format!(
                 "the project did not load within {} s; what it printed:\n{}",
                 TIME_LIMIT.as_secs(),

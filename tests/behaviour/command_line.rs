@@ -31,7 +31,7 @@ fn help_and_version_go_to_standard_output() {
     for (args, said) in [
         (
             &["--help"][..],
-            &["usage: djangocommand SUBCOMMAND", "  start ", "--version", "78 wrong configuration"][..],
+            &["usage: djangocommand SUBCOMMAND", "  start ", "--version", "78  wrong configuration"][..],
         ),
         (&["-h"], &["usage: djangocommand SUBCOMMAND"]),
         (&["help"], &["usage: djangocommand SUBCOMMAND"]),

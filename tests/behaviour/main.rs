@@ -13,9 +13,15 @@ mod bad_moments;
 /// The catalogue: what the dashboard is told of the project's commands.
 #[cfg(test)]
 mod catalogue;
+/// `check`: what it finds of project, settings, network, key and policy, and what it says to do.
+#[cfg(test)]
+mod check;
 /// The command line: help, usage errors, the state directory.
 #[cfg(test)]
 mod command_line;
+/// `commands`: what may run, by which rule, and how.
+#[cfg(test)]
+mod commands;
 /// Configuration: where values come from, what is refused.
 #[cfg(test)]
 mod configuration;

@@ -75,6 +75,24 @@ fn the_second_signal_cancels_what_runs_and_that_is_reported() {
 }
 
 #[test]
+fn what_runs_longer_than_drain_allows_is_cancelled_and_reported_and_what_does_not_ends_by_itself() {
+    let (server, project) = (Server::start(), fake_project());
+    let [short, long] = ["2 0.5", "200 0.5"].map(|args| server.enqueue(Job::new("slow").args(args)));
+    let runner = Runner::in_project(&project).server(&server).args(["--drain", "4"]).start();
+    shows(&server, &long, "line 1\n");
+    shows(&server, &short, "line 1\n");
+    let told = Instant::now();
+    runner.signal(libc::SIGTERM);
+    assert_eq!(server.completed(&short, WITHIN).status, "success");
+    let end = server.completed(&long, WITHIN);
+    assert_eq!((end.exit_code, end.status.as_str()), (-15, "cancelled"));
+    assert!(told.elapsed() >= Duration::from_secs(4), "{:?}", told.elapsed());
+    assert_eq!(runner.wait_exit(WITHIN).code(), Some(0));
+    assert!(runner.log().contains("cancelling 1 execution(s)"), "{}", runner.log());
+    assert!(runner.state_dir().executions().is_empty());
+}
+
+#[test]
 fn two_signals_for_one_ctrl_c_are_one_wish() {
     let (server, project) = (Server::start(), fake_project());
     let id = server.enqueue(Job::new("slow").args("3 0.5"));

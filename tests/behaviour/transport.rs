@@ -6,11 +6,10 @@ use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
 
-use tempfile::TempDir;
-
 use crate::support::project::{Project, fake_project, fake_project_with_settings};
 use crate::support::proxy::Proxy;
 use crate::support::runner::{Ended, Runner};
+use crate::support::secure::Secure;
 use crate::support::server::{Endpoint, Fault, Job, KEY, Server};
 use crate::support::tls::{Authority, Identity, TlsFront, Validity};
 use crate::support::wait::pause;
@@ -19,38 +18,6 @@ use crate::support::wait::pause;
 const SOON: Duration = Duration::from_secs(30);
 /// For what starts an interpreter and waits for polls.
 const LATER: Duration = Duration::from_secs(60);
-
-/// A server behind TLS, and the root that its certificate leads to.
-struct Secure {
-    server: Server,
-    front: TlsFront,
-    authority: Authority,
-    files: TempDir,
-}
-
-impl Secure {
-    fn start() -> Self {
-        let (server, authority) = (Server::start(), Authority::new());
-        let identity = authority.certify(&["127.0.0.1", "localhost"], Validity::Now);
-        let front = TlsFront::start(identity, server.address());
-        let files = TempDir::new().unwrap();
-        fs::write(files.path().join("ca.pem"), format!("# A root of the tests\n{}", authority.pem()))
-            .unwrap();
-        Secure { server, front, authority, files }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.files.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    fn url(&self) -> String {
-        self.front.url("127.0.0.1")
-    }
-
-    fn requests(&self) -> usize {
-        self.server.state(|state| state.requests.len())
-    }
-}
 
 /// One round against this URL: 0 if the service was reached. A failure is not tried again.
 fn round<'a>(project: &'a Project, url: &str) -> Runner<'a> {

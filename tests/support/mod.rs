@@ -29,6 +29,9 @@ pub(crate) mod proxy;
 /// Starts the real binary, listens to its log, and leaves no process behind.
 #[cfg(test)]
 pub(crate) mod runner;
+/// The service behind TLS.
+#[cfg(test)]
+pub(crate) mod secure;
 /// The service as the protocol describes it, with every fault a network or a server can have.
 #[cfg(test)]
 pub(crate) mod server;

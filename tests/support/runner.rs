@@ -151,7 +151,8 @@ impl<'a> Runner<'a> {
         Ended { status: seen, stdout: text(false), stderr: text(true) }
     }
 
-    fn command(&self) -> Command {
+    /// The command as it would be started.
+    pub(crate) fn command(&self) -> Command {
         let mut command = if self.is_published { self.published_command() } else { self.own_command() };
         command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         for name in foreign_variables() {

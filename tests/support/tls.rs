@@ -4,10 +4,13 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection};
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// When a certificate is valid.
 #[derive(Clone, Copy)]
@@ -15,6 +18,8 @@ pub(crate) enum Validity {
     Now,
     Expired,
     NotYet,
+    /// In two days.
+    EndsSoon,
 }
 
 /// Signs certificates.
@@ -69,12 +74,13 @@ impl Identity {
 fn params(names: &[&str], validity: Validity) -> CertificateParams {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = CertificateParams::new(names).unwrap();
-    let (begin, end) = match validity {
-        Validity::Now => (2000, 4000),
-        Validity::Expired => (2000, 2001),
-        Validity::NotYet => (3999, 4000),
+    let year = |year| date_time_ymd(year, 1, 1);
+    (params.not_before, params.not_after) = match validity {
+        Validity::Now => (year(2000), year(4000)),
+        Validity::Expired => (year(2000), year(2001)),
+        Validity::NotYet => (year(3999), year(4000)),
+        Validity::EndsSoon => (year(2000), (SystemTime::now() + 2 * DAY).into()),
     };
-    (params.not_before, params.not_after) = (date_time_ymd(begin, 1, 1), date_time_ymd(end, 1, 1));
     params
 }
 

@@ -1,12 +1,22 @@
-//! The command line: one table of subcommands and options, from which the parser and every help text come.
+//! The command line: from words to what the user asked for.
+//!
+//! One table says which subcommands and options there are; the parser here and every text about them come from it.
+
+mod completions;
+mod help;
+mod man;
+mod markdown;
+mod table;
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
+use std::mem::take;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::log::{Format, Level};
 use crate::near;
+pub use table::SHIM;
+use table::{DEFAULT_SUBCOMMAND, DOCUMENTS, FORCE, LOAD, Operand, Opt, PLACE, RUN, SUBCOMMANDS, Subcommand};
 
 /// What the user asked for.
 #[derive(Debug)]
@@ -20,6 +30,16 @@ pub enum Command {
     Reload(Place),
     Status {
         place: Place,
+        json: bool,
+    },
+    Check {
+        load: Load,
+        /// Without any network.
+        offline: bool,
+        json: bool,
+    },
+    Commands {
+        load: Load,
         json: bool,
     },
     Ensure(Start),
@@ -49,17 +69,25 @@ pub struct Place {
     pub state_dir: Option<PathBuf>,
 }
 
-/// A runner to be started.
-#[derive(Debug)]
-pub struct Start {
+/// A project to be loaded, and for which service.
+#[derive(Debug, Default)]
+pub struct Load {
     pub place: Place,
     pub python: Option<PathBuf>,
     pub server_url: Option<String>,
+}
+
+/// A runner to be started.
+#[derive(Debug)]
+pub struct Start {
+    pub load: Load,
     pub level: Level,
     /// `None`: what fits the place that standard error goes to.
     pub log_format: Option<Format>,
     /// Whether changed project files make it load the project again.
     pub watches_files: bool,
+    /// How long what runs may go on once the runner is told to stop; `None`: until it ends.
+    pub drain: Option<Duration>,
     pub mode: Mode,
     /// What becomes of a runner that is there already; `None`: it stays, and there is no second one.
     pub replace: Option<Replace>,
@@ -89,202 +117,6 @@ pub enum Replace {
     Force,
 }
 
-struct Opt {
-    short: Option<char>,
-    long: &'static str,
-    /// The value's name in help texts; `None` for a flag.
-    value: Option<&'static str>,
-    /// `HIDDEN` for what this program says to itself.
-    help: &'static str,
-}
-
-const HIDDEN: &str = "";
-
-struct Subcommand {
-    name: &'static str,
-    help: &'static str,
-    options: &'static [&'static [Opt]],
-    /// What `--help` says behind the options.
-    notes: &'static str,
-}
-
-const fn flag(short: Option<char>, long: &'static str, help: &'static str) -> Opt {
-    Opt { short, long, value: None, help }
-}
-
-const fn valued(short: Option<char>, long: &'static str, value: &'static str, help: &'static str) -> Opt {
-    Opt { short, long, value: Some(value), help }
-}
-
-/// The name of role 2, which no help text mentions.
-pub const SHIM: &str = "shim";
-
-const PLACE: &[Opt] = &[
-    valued(
-        Some('C'),
-        "project",
-        "DIR",
-        "The project, instead of the working directory; manage.py is looked for there and above.",
-    ),
-    valued(
-        None,
-        "settings",
-        "MODULE",
-        "The settings module, instead of DJANGO_SETTINGS_MODULE; without a manage.py it is what makes the project.",
-    ),
-    valued(
-        None,
-        "state-dir",
-        "DIR",
-        "Where state is kept. Else: $DJANGOCOMMAND_STATE_DIR, $STATE_DIRECTORY, \
-         /var/lib/djangocommand/PROJECT for root, $XDG_STATE_HOME or ~/.local/state, then djangocommand/PROJECT.",
-    ),
-];
-
-const RUN: &[Opt] = &[
-    valued(
-        None,
-        "python",
-        "PATH",
-        "The project's Python. Else: $VIRTUAL_ENV, a virtualenv beside manage.py or above it, $CONDA_PREFIX, \
-         manage.py's first line, python3.",
-    ),
-    valued(None, "server-url", "URL", "The service, instead of DJANGOCOMMAND_SERVER_URL."),
-    flag(None, "no-reload", "Do not load the project again when its files change; SIGHUP still does."),
-    valued(
-        Some('v'),
-        "verbosity",
-        "0..3",
-        "How much is logged: 0 errors, 1 warnings, 2 what happens (the default), 3 everything.",
-    ),
-    flag(Some('q'), "quiet", "The same as -v 0."),
-    valued(
-        None,
-        "log-format",
-        "FORMAT",
-        "time: each line with the local time (the default); plain: without (the default under the systemd journal).",
-    ),
-];
-
-const DETACH: Opt =
-    flag(Some('d'), "detach", "Run in the background, with a log file in the state directory.");
-const FORCE: &str = "force";
-
-const SUBCOMMANDS: &[Subcommand] = &[
-    Subcommand {
-        name: "start",
-        help: "Run: in the foreground until SIGTERM or Ctrl+C, or detached.",
-        options: &[
-            PLACE,
-            RUN,
-            &[
-                DETACH,
-                flag(
-                    None,
-                    "once",
-                    "Do everything that waits, report it, exit; for cron without a resident process.",
-                ),
-                flag(None, "detached", HIDDEN),
-                valued(None, "replace", "HOW", HIDDEN),
-            ],
-        ],
-        notes: "The API key is read from DJANGOCOMMAND_API_KEY in the project's Django settings or the environment; there \
-                is\nno option for it, because options can be seen by every user of the host. Each setting can be \
-                overridden by\nan environment variable of its name.\n\
-                \nSIGTERM or Ctrl+C: take nothing new, let what runs end, report it, exit. A second one cancels what \
-                runs.\nSIGHUP: load the project again. SIGUSR1: exit, what runs goes on under the next runner. SIGUSR2: \
-                cancel what\nruns, report it, exit.\n\
-                \nWith --once, exit code 0 says that all it took is delivered, 1 that something waits for the next \
-                round.\n",
-    },
-    Subcommand {
-        name: "stop",
-        help: "End the runner when what runs has ended.",
-        options: &[
-            PLACE,
-            &[
-                valued(None, "timeout", "SECS", "How long to wait for its end: 10 s, with --force 30 s."),
-                flag(
-                    None,
-                    FORCE,
-                    "Cancel what runs (SIGTERM, after 5 s SIGKILL), and leave no process behind.",
-                ),
-            ],
-        ],
-        notes: "Exit code 0: no runner is running any more. 1: it still waits for what runs, and ends by itself after \
-                that.\n",
-    },
-    Subcommand {
-        name: "restart",
-        help: "Replace the runner by a new one; what runs goes on undisturbed.",
-        options: &[PLACE, RUN, &[DETACH, flag(None, FORCE, "Cancel what runs before the old runner ends.")]],
-        notes: "The new runner checks everything first: if the project or the configuration is broken, the old one \
-                stays.\nWithout a runner it is the same as start. Under systemd, let systemctl restart it.\n",
-    },
-    Subcommand {
-        name: "reload",
-        help: "Let the runner load settings and commands again.",
-        options: &[PLACE],
-        notes: "Exit code 0: the runner goes by the new ones. 1: they are broken, and it goes on with the old ones.\n",
-    },
-    Subcommand {
-        name: "status",
-        help: "Show what the runner does and what waits (also without a subcommand).",
-        options: &[PLACE, &[flag(None, "json", "For programs; the keys are described in the README.")]],
-        notes: "Exit code 0: running. 1: not running, but executions are left. 3: not running. 4: cannot be told.\n",
-    },
-    Subcommand {
-        name: "ensure",
-        help: "Start a detached runner unless a healthy one is there; for cron.",
-        options: &[PLACE, RUN],
-        notes: "Silent when there is nothing to do. A runner whose loop has not turned for 5 minutes is replaced.\n\
-                \n* * * * * djangocommand -C /srv/app ensure\n",
-    },
-    Subcommand {
-        name: "logs",
-        help: "Show the log of the detached runner.",
-        options: &[
-            PLACE,
-            &[
-                valued(Some('n'), "lines", "N", "How many lines from its end: 20 by default."),
-                flag(Some('f'), "follow", "Go on with what is written from now on, until Ctrl+C."),
-            ],
-        ],
-        notes: "",
-    },
-    Subcommand {
-        name: HISTORY,
-        help: "Show what was run and refused on this host, and how it ended.",
-        options: &[
-            PLACE,
-            &[
-                valued(Some('n'), "lines", "N", "How many executions, the last ones: 20 by default."),
-                flag(
-                    None,
-                    "json",
-                    "The record's own lines, one JSON object each; the keys are described in the README.",
-                ),
-            ],
-        ],
-        notes: "With COMMAND, only the executions of that command. It reads audit.jsonl in the state directory, whether \
-                a\nrunner runs or not.\n\nExit code 0: shown. 1: there is none, or it cannot be read.\n",
-    },
-];
-
-/// The one subcommand that takes a word which is no option: the name of a management command.
-const HISTORY: &str = "history";
-
-const HELP: Opt = flag(Some('h'), "help", "Show this help.");
-const VERSION: Opt = flag(Some('V'), "version", "Show the version.");
-/// What is meant without a subcommand, as with the Python runner.
-const DEFAULT_SUBCOMMAND: &str = "status";
-
-impl Subcommand {
-    fn options(&self) -> impl Iterator<Item = &'static Opt> + Clone {
-        self.options.iter().flat_map(|group| group.iter())
-    }
-}
-
 /// Reads the command line. Options may also stand before the subcommand.
 ///
 /// # Errors
@@ -299,7 +131,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
         let opt = match parser.next().map_err(|e| usage_error(&e.to_string(), sub))? {
             None => break,
             Some(lexopt::Arg::Short('h') | lexopt::Arg::Long("help")) => {
-                return Ok(Command::Print(sub.map_or_else(overview, details)));
+                return Ok(Command::Print(sub.map_or_else(help::overview, help::details)));
             }
             Some(lexopt::Arg::Short('V') | lexopt::Arg::Long("version")) if sub.is_none() => {
                 return Ok(Command::Print(format!("djangocommand {}\n", env!("CARGO_PKG_VERSION"))));
@@ -307,13 +139,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
             Some(lexopt::Arg::Value(name)) if sub.is_none() => {
                 match name.to_string_lossy().as_ref() {
                     SHIM => return shim(&mut parser),
-                    "help" => return Ok(Command::Print(overview())),
+                    "help" => return help_about(&mut parser),
                     name => sub = Some(find_subcommand(name)?),
                 }
                 continue;
             }
             Some(lexopt::Arg::Value(word))
-                if operand.is_none() && sub.is_some_and(|sub| sub.name == HISTORY) =>
+                if operand.is_none() && sub.is_some_and(|sub| sub.operand.is_some()) =>
             {
                 operand = Some(word);
                 continue;
@@ -335,6 +167,16 @@ fn shim(parser: &mut lexopt::Parser) -> Result<Command, String> {
     Ok(Command::Shim(directory.into()))
 }
 
+/// `help`, or `help SUBCOMMAND`.
+fn help_about(parser: &mut lexopt::Parser) -> Result<Command, String> {
+    match parser.next().map_err(|e| usage_error(&e.to_string(), None))? {
+        Some(lexopt::Arg::Value(name)) => {
+            find_subcommand(&name.to_string_lossy()).map(|sub| Command::Print(help::details(sub)))
+        }
+        _ => Ok(Command::Print(help::overview())),
+    }
+}
+
 fn find_subcommand(name: &str) -> Result<&'static Subcommand, String> {
     SUBCOMMANDS.iter().find(|sub| sub.name == name).ok_or_else(|| {
         let names = SUBCOMMANDS.iter().map(|sub| sub.name).chain(["help"]);
@@ -354,7 +196,7 @@ fn find_option(sub: Option<&'static Subcommand>, arg: lexopt::Arg<'_>) -> Result
         lexopt::Arg::Value(_) => None,
     };
     let hint = match arg {
-        lexopt::Arg::Long(long) => near::nearest(long, known().filter(|o| o.help != HIDDEN).map(|o| o.long)),
+        lexopt::Arg::Long(long) => near::nearest(long, known().filter(|o| o.is_shown()).map(|o| o.long)),
         _ => None,
     };
     let hint = hint.map_or_else(String::new, |name| format!("; did you mean '--{name}'?"));
@@ -369,6 +211,7 @@ struct Values {
     json: bool,
     lines: usize,
     follow: bool,
+    offline: bool,
 }
 
 fn command(
@@ -378,12 +221,11 @@ fn command(
 ) -> Result<Command, String> {
     let mut values = Values {
         start: Start {
-            place: Place::default(),
-            python: None,
-            server_url: None,
+            load: Load::default(),
             level: Level::Info,
             log_format: None,
             watches_files: true,
+            drain: None,
             mode: Mode::Foreground,
             replace: None,
             to_pass_on: Vec::new(),
@@ -393,36 +235,58 @@ fn command(
         json: false,
         lines: 20,
         follow: false,
+        offline: false,
     };
     for (opt, value) in given {
         if !sub.options().any(|own| own.long == opt.long) {
             return Err(format!("--{} is no option of '{}'", opt.long, sub.name));
         }
-        if PLACE.iter().chain(RUN).any(|passed| passed.long == opt.long) {
+        if PLACE.iter().chain(LOAD).chain(RUN).any(|passed| passed.long == opt.long) {
             values.start.to_pass_on.push(format!("--{}", opt.long).into());
             values.start.to_pass_on.extend(opt.value.map(|_| value.clone()));
         }
         values.set(opt, value)?;
     }
-    let Values { mut start, timeout, force, json, lines, follow } = values;
+    let operand = match &sub.operand {
+        Some(Operand { value, is_required: true }) if operand.is_none() => {
+            return Err(format!("{} is missing", value.name));
+        }
+        // Nothing that an operand names is other than UTF-8.
+        _ => operand.map(|word| word.to_string_lossy().into_owned()),
+    };
+    let Values { mut start, timeout, force, json, lines, follow, offline } = values;
+    let load = &mut start.load;
     Ok(match sub.name {
-        "stop" => Command::Stop { place: start.place, timeout, force },
+        "stop" => Command::Stop { place: take(&mut load.place), timeout, force },
         "restart" => {
             start.replace = Some(if force { Replace::Force } else { Replace::HandOver });
             Command::Start(start)
         }
-        "reload" => Command::Reload(start.place),
-        "status" => Command::Status { place: start.place, json },
+        "reload" => Command::Reload(take(&mut load.place)),
+        "status" => Command::Status { place: take(&mut load.place), json },
+        "check" => Command::Check { load: take(load), offline, json },
+        "commands" => Command::Commands { load: take(load), json },
         "ensure" => Command::Ensure(start),
-        "logs" => Command::Logs { place: start.place, lines, follow },
-        HISTORY => Command::History {
-            place: start.place,
-            json,
-            count: lines,
-            // No command has a name that is no UTF-8.
-            command: operand.map(|word| word.to_string_lossy().into_owned()),
-        },
+        "logs" => Command::Logs { place: take(&mut load.place), lines, follow },
+        "history" => Command::History { place: take(&mut load.place), json, count: lines, command: operand },
+        "generate" => Command::Print(document(&operand.unwrap_or_default())?),
         _ => Command::Start(start),
+    })
+}
+
+fn document(name: &str) -> Result<String, String> {
+    Ok(match name {
+        "man" => man::page(),
+        "bash" => completions::bash(),
+        "zsh" => completions::zsh(),
+        "fish" => completions::fish(),
+        "markdown" => markdown::reference(),
+        other => {
+            let hint = near::nearest(other, DOCUMENTS.iter().copied());
+            let hint = hint.map_or_else(String::new, |name| format!("; did you mean '{name}'?"));
+            let other = crate::log::printable(other);
+            return Err(format!("DOCUMENT is '{other}', but must be one of {}{hint}", DOCUMENTS.join(", ")));
+        }
     })
 }
 
@@ -435,12 +299,16 @@ impl Values {
         };
         let start = &mut self.start;
         match opt.long {
-            "project" => start.place.project = Some(value.into()),
-            "settings" => start.place.settings = Some(text(value)?),
-            "state-dir" => start.place.state_dir = Some(value.into()),
-            "python" => start.python = Some(value.into()),
-            "server-url" => start.server_url = Some(text(value)?),
+            "project" => start.load.place.project = Some(value.into()),
+            "settings" => start.load.place.settings = Some(text(value)?),
+            "state-dir" => start.load.place.state_dir = Some(value.into()),
+            "python" => start.load.python = Some(value.into()),
+            "server-url" => start.load.server_url = Some(text(value)?),
             "no-reload" => start.watches_files = false,
+            "drain" => {
+                start.drain = Some(choice(opt, &text(value)?, "a number of seconds up to 86400", seconds)?)
+            }
+            "offline" => self.offline = true,
             "quiet" => start.level = Level::Error,
             "verbosity" => start.level = choice(opt, &text(value)?, "0, 1, 2 or 3", Level::from_number)?,
             "log-format" => start.log_format = Some(choice(opt, &text(value)?, "time or plain", log_format)?),
@@ -506,63 +374,8 @@ impl Replace {
 
 fn usage_error(message: &str, sub: Option<&Subcommand>) -> String {
     let name = sub.map_or(String::new(), |sub| format!(" {}", sub.name));
-    let usage = sub.map_or_else(|| "djangocommand SUBCOMMAND".to_owned(), usage);
+    let usage = sub.map_or_else(|| "djangocommand SUBCOMMAND".to_owned(), Subcommand::usage);
     format!("{message}\nusage: {usage}\n'djangocommand{name} --help' says more")
-}
-
-fn usage(sub: &Subcommand) -> String {
-    let operand = if sub.name == HISTORY { " [COMMAND]" } else { "" };
-    format!("djangocommand {} [OPTIONS]{operand}", sub.name)
-}
-
-fn overview() -> String {
-    let mut text = String::from(
-        "Runs the Django management commands that the DjangoCommand service asks for and this host allows.\n\n\
-         usage: djangocommand SUBCOMMAND [OPTIONS]\n\nSubcommands:\n",
-    );
-    for sub in SUBCOMMANDS {
-        let _ = writeln!(text, "  {:<9}{}", sub.name, sub.help);
-    }
-    text.push_str("\nOptions:\n");
-    describe(&mut text, [&HELP, &VERSION]);
-    text.push_str(
-        "\nExit codes: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration (do not restart); those of status are \
-         its own.\n'djangocommand SUBCOMMAND --help' says more.\n",
-    );
-    text
-}
-
-fn details(sub: &Subcommand) -> String {
-    let mut text = format!("{}\n\nusage: {}\n\nOptions:\n", sub.help, usage(sub));
-    describe(&mut text, sub.options().chain([&HELP]));
-    if !sub.notes.is_empty() {
-        let _ = write!(text, "\n{}", sub.notes);
-    }
-    text
-}
-
-/// One paragraph an option, its help wrapped to 80 columns.
-fn describe<'a>(text: &mut String, options: impl IntoIterator<Item = &'a Opt>) {
-    const INDENT: usize = 26;
-    const WIDTH: usize = 80;
-    for opt in options.into_iter().filter(|opt| opt.help != HIDDEN) {
-        let short = opt.short.map_or("    ".to_owned(), |short| format!("-{short}, "));
-        let value = opt.value.map_or(String::new(), |value| format!(" {value}"));
-        let _ = write!(text, "  {:<w$}", format!("{short}--{}{value}", opt.long), w = INDENT - 2);
-        let mut column = INDENT;
-        for word in opt.help.split(' ') {
-            if column + 1 + word.len() > WIDTH {
-                let _ = write!(text, "\n{:INDENT$}", "");
-                column = INDENT;
-            }
-            if column > INDENT {
-                text.push(' ');
-            }
-            text.push_str(word);
-            column += word.len() + 1;
-        }
-        text.push('\n');
-    }
 }
 
 #[cfg(test)]
@@ -590,7 +403,7 @@ mod tests {
             for opt in sub.options() {
                 let value = match opt.long {
                     _ if opt.value.is_none() => "",
-                    "verbosity" | "timeout" | "lines" => "3",
+                    "verbosity" | "timeout" | "lines" | "drain" => "3",
                     "log-format" => "plain",
                     "replace" => "force",
                     _ => "x",
@@ -599,19 +412,43 @@ mod tests {
                 assert!(parsed.is_ok(), "{}: {parsed:?}", opt.long);
                 let before = parse_words(&format!("--{} {value} {}", opt.long, sub.name));
                 assert!(before.is_ok(), "before the subcommand: {before:?}");
-                assert_eq!(help.contains(&format!("--{}", opt.long)), opt.help != HIDDEN, "{help}");
+                assert_eq!(help.contains(&format!("--{}", opt.long)), opt.is_shown(), "{help}");
             }
+        }
+    }
+
+    #[test]
+    fn every_document_has_every_subcommand_and_option_of_the_table() {
+        for name in DOCUMENTS {
+            let Ok(Command::Print(text)) = parse_words(&format!("generate {name}")) else { panic!("{name}") };
+            // roff shows a hyphen that is written so; completions of fish name an option without its dashes.
+            let text = text.replace("\\-", "-").replace(" -l ", " --");
+            for sub in SUBCOMMANDS {
+                assert!(text.contains(sub.name), "{name} lacks {}", sub.name);
+                for opt in sub.shown_options() {
+                    let long = format!("--{}", opt.long);
+                    let has = text.match_indices(&long).any(|(at, _)| {
+                        !text[at + long.len()..].starts_with(|c: char| c.is_ascii_alphanumeric() || c == '-')
+                    });
+                    // The help of each subcommand is not in the reference's tables.
+                    assert!(has || opt.long == "help", "{name} lacks {long}");
+                }
+            }
+            assert!(
+                !text.contains("--replace") && !text.contains("--detached"),
+                "{name} tells what is hidden"
+            );
         }
     }
 
     #[test]
     fn values_arrive_where_they_belong() {
         let start = start("start -C /srv/app --settings a.b --python=/p --state-dir /s --server-url u -v3");
-        assert_eq!(start.place.project.unwrap().to_str(), Some("/srv/app"));
-        assert_eq!(start.python.unwrap().to_str(), Some("/p"));
-        assert_eq!(start.place.state_dir.unwrap().to_str(), Some("/s"));
-        assert_eq!(start.place.settings.as_deref(), Some("a.b"));
-        assert_eq!(start.server_url.as_deref(), Some("u"));
+        assert_eq!(start.load.place.project.unwrap().to_str(), Some("/srv/app"));
+        assert_eq!(start.load.python.unwrap().to_str(), Some("/p"));
+        assert_eq!(start.load.place.state_dir.unwrap().to_str(), Some("/s"));
+        assert_eq!(start.load.place.settings.as_deref(), Some("a.b"));
+        assert_eq!(start.load.server_url.as_deref(), Some("u"));
         assert_eq!(start.level, Level::Debug);
         let stop = parse_words("stop --timeout 2.5 --force");
         assert!(
@@ -623,6 +460,13 @@ mod tests {
         assert!(
             matches!(history, Ok(Command::History { json: true, count: 3, command: Some(c), .. }) if c == "send_invoices")
         );
+        assert!(matches!(
+            parse_words("check --offline"),
+            Ok(Command::Check { offline: true, json: false, .. })
+        ));
+        assert!(matches!(parse_words("commands --json"), Ok(Command::Commands { json: true, .. })));
+        let Ok(Command::Print(help)) = parse_words("help stop") else { panic!("help") };
+        assert!(help.contains("djangocommand stop [OPTIONS]"), "{help}");
         assert!(matches!(parse_words("history"), Ok(Command::History { count: 20, command: None, .. })));
     }
 
@@ -665,6 +509,14 @@ mod tests {
             ("start --quiet=1", "unexpected argument for option '--quiet'"),
             ("start -v 7", "--verbosity is '7', but must be 0, 1, 2 or 3"),
             ("start now", "unexpected argument \"now\""),
+            ("generate", "DOCUMENT is missing\nusage: djangocommand generate [OPTIONS] DOCUMENT"),
+            (
+                "generate basch",
+                "DOCUMENT is 'basch', but must be one of man, bash, zsh, fish, markdown; did you mean 'bash'?",
+            ),
+            ("help strat", "unknown subcommand 'strat'; did you mean 'start'?"),
+            ("start --drain soon", "--drain is 'soon', but must be a number of seconds up to 86400"),
+            ("check --offlin", "invalid option '--offlin'; did you mean '--offline'?"),
             (
                 "history one two",
                 "unexpected argument \"two\"\nusage: djangocommand history [OPTIONS] [COMMAND]",
