@@ -1,5 +1,8 @@
 # The two commands of a fresh machine: `make demo` and `make test`. They need cargo, python3 and a C compiler.
+# `make install` and `make static` are for servers; the README says more of each.
 
+PREFIX ?= /usr/local
+DESTDIR ?=
 PYTHON ?= python3
 VENVS := target/venvs
 # Django 6 wants Python 3.12 or later, which need not be the machine's python3.
@@ -7,14 +10,69 @@ ASK := -c 'import sys; print(sys.executable)' 2>/dev/null
 PYTHON6 = $(firstword $(foreach v,3.14 3.13 3.12,$(shell python$(v) $(ASK))) \
 	$(wildcard $(foreach v,3.14 3.13 3.12,$(HOME)/.pyenv/versions/$(v).*/bin/python)))
 
-.PHONY: build demo test torture endurance fuzz check venvs clean
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+SOURCES := Cargo.toml Cargo.lock $(shell find src -type f)
+# What runs without any library, on these machines.
+TARGETS := x86_64-unknown-linux-musl aarch64-unknown-linux-musl
+STATIC := $(TARGETS:%=target/%/release/djangocommand)
+# What is installed, and what prints its man page and completions: the static binary of this machine where there is one.
+OF_HOST := target/$(shell uname -m)-unknown-linux-musl/release/djangocommand
+BINARY ?= $(or $(wildcard $(OF_HOST)),target/release/djangocommand)
+GENERATOR ?= $(BINARY)
 
-build:
+.PHONY: build static dist install uninstall demo picture test torture endurance fuzz check venvs clean
+
+build: target/release/djangocommand
+
+target/release/djangocommand: $(SOURCES)
 	cargo build --release --locked
+
+# Needs `rustup target add` of both, and for aarch64 on another machine gcc-aarch64-linux-gnu and libc6-dev-arm64-cross.
+static: $(STATIC)
+
+# The paths of this machine stay out of the binary, so that two builds of one commit are the same, byte for byte.
+export CC_x86_64_unknown_linux_musl ?= $(if $(filter x86_64,$(shell uname -m)),gcc,x86_64-linux-gnu-gcc)
+export CC_aarch64_unknown_linux_musl ?= $(if $(filter aarch64,$(shell uname -m)),gcc,aarch64-linux-gnu-gcc)
+$(STATIC): target/%/release/djangocommand: $(SOURCES)
+	cargo build --release --locked --target $*
+
+# A tree that is unpacked over /usr/local, for each target: tar -xzf FILE --strip-components=1 -C /usr/local
+dist: $(TARGETS:%=target/dist/djangocommand-$(VERSION)-%.tar.gz)
+	cd target/dist && sha256sum djangocommand-$(VERSION)-*.tar.gz > SHA256SUMS
+
+target/dist/djangocommand-$(VERSION)-%.tar.gz: target/%/release/djangocommand README.md LICENSE $(OF_HOST)
+	rm -rf target/dist/$*
+	$(MAKE) install BINARY=$< GENERATOR=$(OF_HOST) PREFIX=/usr/local DESTDIR=target/dist/$*
+	install -D -m 644 -t target/dist/$*/usr/local/share/doc/djangocommand README.md LICENSE
+	tar --create --sort=name --mtime=@$$(git log -1 --format=%ct 2>/dev/null || echo 0) --owner=0 --group=0 --numeric-owner \
+		--transform 's,^\.,djangocommand-$(VERSION),' -C target/dist/$*/usr/local . | gzip -9 --no-name > $@
+
+INSTALLED := bin/djangocommand share/man/man1/djangocommand.1 share/bash-completion/completions/djangocommand \
+	share/zsh/site-functions/_djangocommand share/fish/vendor_completions.d/djangocommand.fish \
+	lib/systemd/system/djangocommand@.service
+TO := $(DESTDIR)$(PREFIX)
+
+install: $(BINARY)
+	install -d $(sort $(dir $(INSTALLED:%=$(TO)/%)))
+	install -m 755 $(BINARY) $(TO)/bin/djangocommand
+	$(GENERATOR) generate man > $(TO)/share/man/man1/djangocommand.1
+	$(GENERATOR) generate bash > $(TO)/share/bash-completion/completions/djangocommand
+	$(GENERATOR) generate zsh > $(TO)/share/zsh/site-functions/_djangocommand
+	$(GENERATOR) generate fish > $(TO)/share/fish/vendor_completions.d/djangocommand.fish
+	$(GENERATOR) generate systemd > $(TO)/lib/systemd/system/djangocommand@.service
+	sed -i 's,^ExecStart=[^ ]*,ExecStart=$(PREFIX)/bin/djangocommand,' $(TO)/lib/systemd/system/djangocommand@.service
+	chmod 644 $(filter-out %/bin/djangocommand,$(INSTALLED:%=$(TO)/%))
+
+uninstall:
+	rm -f $(INSTALLED:%=$(TO)/%)
 
 # Dispatches commands to a sample project through a local service, and shows what the service sees.
 demo: $(VENVS)/django/ready
 	cargo test --locked --quiet --test demo
+
+# The picture in the README, of a demo that is run for it.
+picture: $(VENVS)/django/ready
+	cargo test --locked --quiet --test demo | $(PYTHON) tests/demo/picture.py > tests/demo/demo.svg
 
 test: venvs
 	@unshare --mount true 2>/dev/null || unshare --user --map-root-user --mount true 2>/dev/null || \

@@ -280,6 +280,7 @@ fn document(name: &str) -> Result<String, String> {
         "bash" => completions::bash(),
         "zsh" => completions::zsh(),
         "fish" => completions::fish(),
+        "systemd" => unit(),
         "markdown" => markdown::reference(),
         other => {
             let hint = near::nearest(other, DOCUMENTS.iter().copied());
@@ -288,6 +289,14 @@ fn document(name: &str) -> Result<String, String> {
             return Err(format!("DOCUMENT is '{other}', but must be one of {}{hint}", DOCUMENTS.join(", ")));
         }
     })
+}
+
+/// The unit of a runner under systemd, for this binary.
+fn unit() -> String {
+    const UNIT: &str = include_str!("djangocommand@.service");
+    const INSTALLED: &str = "/usr/local/bin/djangocommand";
+    let binary = std::env::current_exe().unwrap_or_else(|_| PathBuf::from(INSTALLED));
+    UNIT.replace(INSTALLED, &binary.to_string_lossy())
 }
 
 impl Values {
@@ -419,7 +428,7 @@ mod tests {
 
     #[test]
     fn every_document_has_every_subcommand_and_option_of_the_table() {
-        for name in DOCUMENTS {
+        for name in DOCUMENTS.iter().filter(|name| **name != "systemd") {
             let Ok(Command::Print(text)) = parse_words(&format!("generate {name}")) else { panic!("{name}") };
             // roff shows a hyphen that is written so; completions of fish name an option without its dashes.
             let text = text.replace("\\-", "-").replace(" -l ", " --");
@@ -512,7 +521,7 @@ mod tests {
             ("generate", "DOCUMENT is missing\nusage: djangocommand generate [OPTIONS] DOCUMENT"),
             (
                 "generate basch",
-                "DOCUMENT is 'basch', but must be one of man, bash, zsh, fish, markdown; did you mean 'bash'?",
+                "DOCUMENT is 'basch', but must be one of man, bash, zsh, fish, systemd, markdown; did you mean 'bash'?",
             ),
             ("help strat", "unknown subcommand 'strat'; did you mean 'start'?"),
             ("start --drain soon", "--drain is 'soon', but must be a number of seconds up to 86400"),

@@ -82,7 +82,7 @@ pub const SHIM: &str = "shim";
 /// What is meant without a subcommand, as with the Python runner.
 pub const DEFAULT_SUBCOMMAND: &str = "status";
 /// What `generate` makes.
-pub const DOCUMENTS: &[&str] = &["man", "bash", "zsh", "fish", "markdown"];
+pub const DOCUMENTS: &[&str] = &["man", "bash", "zsh", "fish", "systemd", "markdown"];
 
 pub const ABOUT: &str =
     "Runs the Django management commands that the DjangoCommand service asks for and this host allows.";
@@ -380,17 +380,19 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
     },
     Subcommand {
         name: "generate",
-        help: "Print the man page, a shell's completions, or the reference in Markdown.",
+        help: "Print the man page, a shell's completions, a systemd unit, or the reference in Markdown.",
         operand: Some(Operand {
             value: Value { name: "DOCUMENT", kind: Kind::OneOf(DOCUMENTS) },
             is_required: true,
         }),
         options: &[],
         notes: &[
-            "DOCUMENT is man, bash, zsh, fish or markdown. make install puts them in place; for a binary that came alone:",
+            "DOCUMENT is man, bash, zsh, fish, systemd or markdown. make install puts them in place; for a binary that came \
+             alone:",
             "    djangocommand generate bash > ~/.local/share/bash-completion/completions/djangocommand",
             "    djangocommand generate fish > ~/.config/fish/completions/djangocommand.fish",
             "    djangocommand generate man > ~/.local/share/man/man1/djangocommand.1",
+            "    djangocommand generate systemd > /etc/systemd/system/djangocommand@.service",
         ],
         exits: &[],
     },

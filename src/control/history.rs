@@ -14,7 +14,7 @@ use crate::config::Environment;
 use crate::execution::Status;
 use crate::log::{printable, printable_json};
 use crate::sys;
-use crate::terminal::Look;
+use crate::terminal::{Colour, Look};
 
 /// How much of an id is shown: enough to find it in the dashboard and in the log.
 const SHORT_ID: usize = 8;
@@ -65,9 +65,23 @@ fn show(
     let states = status::states(state);
     writeln!(out, "{}", look.cut(HEAD))?;
     for row in &rows {
-        writeln!(out, "{}", look.cut(&row.line(&states)))?;
+        writeln!(out, "{}", coloured(&look.cut(&row.line(&states)), look))?;
     }
     Ok(true)
+}
+
+/// How it ended in a colour: it stands where it stands in the head.
+fn coloured(line: &str, look: Look) -> String {
+    let (Some(before), Some(how), Some(rest)) = (line.get(..21), line.get(21..30), line.get(30..)) else {
+        return line.to_owned();
+    };
+    let colour = match how.trim_end() {
+        "success" => Colour::Green,
+        "failed" | "timed_out" | "lost" => Colour::Red,
+        "cancelled" | "rejected" => Colour::Yellow,
+        _ => return line.to_owned(),
+    };
+    format!("{before}{}{rest}", look.paint(colour, how))
 }
 
 /// Which executions are meant, the oldest first.
@@ -291,6 +305,16 @@ mod tests {
         let rows = table(&lines, Some(80));
         assert_eq!((rows.len(), rows[1].chars().count()), (2, 80 - 21));
         assert!(rows[1].ends_with("\\u…"), "{rows:?}");
+    }
+
+    #[test]
+    fn on_a_terminal_the_end_of_an_execution_has_a_colour() {
+        let look = Look { width: Some(60), is_coloured: true };
+        let line = "2026-11-22 19:21:12  success       0    1.00 s";
+        assert_eq!(coloured(line, look), "2026-11-22 19:21:12  \x1b[32msuccess  \x1b[0m     0    1.00 s");
+        for plain in ["2026-11-22 19:21:12  running   ", "2026-11", "2026-11-22 19:21:12  s…"] {
+            assert_eq!(coloured(plain, look), plain);
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::shim;
 use crate::state::{self, Occupant};
 use crate::status::{Key, Status, TURN_MAX};
 use crate::sys;
+use crate::terminal::{Colour, Look};
 use crate::timer::{iso_8601, unix_now};
 
 /// How many lines of an error are shown: wrong settings have one each.
@@ -145,13 +146,14 @@ struct Undelivered {
 /// # Errors
 /// It cannot be told whether a runner is running.
 pub fn status(place: &Place, json: bool) -> Result<u8, Error> {
-    let state = state_path(place, &Environment::read())?;
+    let environment = Environment::read();
+    let state = state_path(place, &environment)?;
     let report = report(&state)?;
     if json {
         let text = serde_json::to_string_pretty(&report).map_err(|e| Error::Failed(e.to_string()))?;
         say(&printable_json(&text))?;
     } else {
-        say(describe(&report).trim_end())?;
+        say(describe(&report, Look::of_stdout(environment.allows_colour())).trim_end())?;
     }
     Ok(match report.status {
         State::Running => 0,
@@ -312,9 +314,13 @@ fn first_timestamp(dir: &ExecutionDir, position: u64) -> Option<f64> {
     lines.find_map(|segment| segment.timestamp.get().parse().ok())
 }
 
-fn describe(report: &Report) -> String {
+fn describe(report: &Report, look: Look) -> String {
     let mut text = String::new();
-    let mut line = |name: &str, value: String| _ = writeln!(text, "{name:<12}{}", printable(&value));
+    let mut line = |name: &str, value: String| {
+        let padded = format!("{name:<12}");
+        let name = colour(name).map_or(padded.clone(), |colour| look.paint(colour, &padded));
+        _ = writeln!(text, "{name}{}", printable(&value));
+    };
     match (&report.runner, report.status) {
         (Some(runner), _) => describe_runner(runner, &mut line),
         (None, State::Dead) => {
@@ -336,6 +342,16 @@ fn describe(report: &Report) -> String {
         line("undelivered", format!("{bytes} bytes of output, the oldest from {} ago", span(*oldest)));
     }
     text
+}
+
+/// What is well, and what somebody should look at.
+fn colour(name: &str) -> Option<Colour> {
+    match name {
+        "running" => Some(Colour::Green),
+        "dead" | "lost" | "silent" | "outage" | "unreadable" => Some(Colour::Red),
+        "stopped" | "stopping" | "suspended" | "disk" | "reload" => Some(Colour::Yellow),
+        _ => None,
+    }
 }
 
 fn describe_runner(runner: &RunnerReport, line: &mut impl FnMut(&str, String)) {

@@ -73,6 +73,9 @@ mod once;
 /// Output: bytes to text, times, chunks, metadata-only.
 #[cfg(test)]
 mod output;
+/// Packaging: what `make install` puts where and takes away again, the completions, the README's reference.
+#[cfg(test)]
+mod packaging;
 /// A read-only disk: under a runner that works, and before one can begin.
 #[cfg(test)]
 mod read_only;
