@@ -91,7 +91,7 @@ pub fn zsh() -> String {
     }
     text.push_str("        *) _arguments \\\n");
     // Those of the place, which people put in front.
-    PLACE.iter().chain([&HELP, &VERSION]).for_each(|opt| zsh_option(&mut text, opt));
+    PLACE.options.iter().chain([&HELP, &VERSION]).for_each(|opt| zsh_option(&mut text, opt));
     text.push_str("            '1:subcommand:((");
     for sub in SUBCOMMANDS {
         let _ = write!(text, "{}\\:\"{}\" ", sub.name, zsh_text(sub.help));
@@ -148,7 +148,7 @@ pub fn fish() -> String {
         let about = fish_text(sub.help);
         let _ = writeln!(text, "complete -c djangocommand -n '{none}' -a {} -d '{about}'", sub.name);
     }
-    for opt in PLACE.iter().chain([&HELP, &VERSION]) {
+    for opt in PLACE.options.iter().chain([&HELP, &VERSION]) {
         fish_option(&mut text, &none, opt);
     }
     for sub in SUBCOMMANDS {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::table::{ABOUT, EXITS, HELP, Opt, SIGNALS, SUBCOMMANDS, Subcommand, VERSION};
+use super::table::{ABOUT, EXITS, GROUPS, HELP, Opt, SIGNALS, SUBCOMMANDS, Subcommand, VERSION};
 
 const FILES: &[(&str, &str)] = &[
     ("manage.py", "What makes a directory a project; looked for in the working directory and above it."),
@@ -49,6 +49,11 @@ pub fn page() -> String {
     );
     SUBCOMMANDS.iter().for_each(|sub| subcommand(&mut page, sub));
     page.push_str(".SH OPTIONS\n");
+    for group in GROUPS {
+        let _ = writeln!(page, ".SS {}", group.title);
+        group.options.iter().for_each(|opt| option(&mut page, opt));
+    }
+    page.push_str(".SS Options of all\n");
     [&HELP, &VERSION].into_iter().for_each(|opt| option(&mut page, opt));
     page.push_str(".SH EXIT STATUS\n");
     EXITS.iter().for_each(|(code, meaning)| term(&mut page, &code.to_string(), meaning));
@@ -62,7 +67,11 @@ pub fn page() -> String {
 
 fn subcommand(page: &mut String, sub: &Subcommand) {
     let _ = writeln!(page, ".SS {}\n{}", escaped(&sub.usage()), escaped(sub.help));
-    sub.options().filter(|opt| opt.is_shown()).for_each(|opt| option(page, opt));
+    sub.options.iter().filter(|opt| opt.is_shown()).for_each(|opt| option(page, opt));
+    if !sub.groups.is_empty() {
+        let titles: Vec<&str> = sub.groups.iter().map(|group| group.title).collect();
+        let _ = writeln!(page, ".PP\n{}: see OPTIONS.", titles.join("; ").replace("; Options", "; options"));
+    }
     for note in sub.notes {
         let _ = match note.strip_prefix("    ") {
             Some(example) => writeln!(page, ".PP\n.RS 4\n.nf\n{}\n.fi\n.RE", escaped(example)),

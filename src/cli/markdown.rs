@@ -2,12 +2,16 @@
 
 use std::fmt::Write as _;
 
-use super::table::{EXITS, Opt, SIGNALS, SUBCOMMANDS, Subcommand};
+use super::table::{EXITS, GROUPS, Opt, SIGNALS, SUBCOMMANDS, Subcommand};
 
 pub fn reference() -> String {
     let mut text = String::from("| subcommand | |\n| --- | --- |\n");
     for sub in SUBCOMMANDS {
         row(&mut text, &format!("`{}`", sub.name), sub.help);
+    }
+    for group in GROUPS {
+        let _ = writeln!(text, "\n#### {}", group.title);
+        options(&mut text, group.options);
     }
     SUBCOMMANDS.iter().for_each(|sub| subcommand(&mut text, sub));
     text.push_str("\n#### Exit codes\n\n| code | |\n| --- | --- |\n");
@@ -19,14 +23,11 @@ pub fn reference() -> String {
 
 fn subcommand(text: &mut String, sub: &Subcommand) {
     let _ = write!(text, "\n#### `{}`\n\n{}\n", sub.usage(), sub.help);
-    if sub.options().any(Opt::is_shown) {
-        text.push_str("\n| option | |\n| --- | --- |\n");
+    if !sub.groups.is_empty() {
+        let titles: Vec<&str> = sub.groups.iter().map(|group| group.title).collect();
+        let _ = writeln!(text, "\nIt takes {}.", titles.join(", ").replace("Options", "options"));
     }
-    for opt in sub.options().filter(|opt| opt.is_shown()) {
-        let short = opt.short.map_or(String::new(), |short| format!("-{short}, "));
-        let value = opt.value.map_or(String::new(), |value| format!(" {}", value.name));
-        row(text, &format!("`{short}--{}{value}`", opt.long), opt.help);
-    }
+    options(text, sub.options);
     for (i, note) in sub.notes.iter().enumerate() {
         if i == 0 || !(note.starts_with(' ') && sub.notes[i - 1].starts_with(' ')) {
             text.push('\n');
@@ -37,6 +38,17 @@ fn subcommand(text: &mut String, sub: &Subcommand) {
         let exits: Vec<String> =
             sub.exits.iter().map(|(code, meaning)| format!("{code} {meaning}")).collect();
         let _ = writeln!(text, "\nExit codes: {}.", exits.join("; "));
+    }
+}
+
+fn options(text: &mut String, options: &[Opt]) {
+    if !options.is_empty() {
+        text.push_str("\n| option | |\n| --- | --- |\n");
+    }
+    for opt in options.iter().filter(|opt| opt.is_shown()) {
+        let short = opt.short.map_or(String::new(), |short| format!("-{short}, "));
+        let value = opt.value.map_or(String::new(), |value| format!(" {}", value.name));
+        row(text, &format!("`{short}--{}{value}`", opt.long), opt.help);
     }
 }
 

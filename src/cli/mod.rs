@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::log::{Format, Level};
 use crate::near;
 pub use table::SHIM;
-use table::{DEFAULT_SUBCOMMAND, DOCUMENTS, FORCE, LOAD, Operand, Opt, PLACE, RUN, SUBCOMMANDS, Subcommand};
+use table::{DEFAULT_SUBCOMMAND, DOCUMENTS, FORCE, GROUPS, Operand, Opt, SUBCOMMANDS, Subcommand};
 
 /// What the user asked for.
 #[derive(Debug)]
@@ -241,7 +241,7 @@ fn command(
         if !sub.options().any(|own| own.long == opt.long) {
             return Err(format!("--{} is no option of '{}'", opt.long, sub.name));
         }
-        if PLACE.iter().chain(LOAD).chain(RUN).any(|passed| passed.long == opt.long) {
+        if GROUPS.iter().flat_map(|group| group.options).any(|passed| passed.long == opt.long) {
             values.start.to_pass_on.push(format!("--{}", opt.long).into());
             values.start.to_pass_on.extend(opt.value.map(|_| value.clone()));
         }

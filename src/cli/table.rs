@@ -36,11 +36,20 @@ pub struct Subcommand {
     pub help: &'static str,
     /// What may stand behind the options.
     pub operand: Option<Operand>,
-    pub options: &'static [&'static [Opt]],
+    /// Options that it shares with others.
+    pub groups: &'static [&'static Group],
+    /// Those that are its own.
+    pub options: &'static [Opt],
     /// Paragraphs about what else is to be known.
     pub notes: &'static [&'static str],
     /// Exit codes that mean something else here than everywhere.
     pub exits: &'static [(u8, &'static str)],
+}
+
+/// Options that several subcommands have.
+pub struct Group {
+    pub title: &'static str,
+    pub options: &'static [Opt],
 }
 
 pub struct Operand {
@@ -56,7 +65,7 @@ impl Opt {
 
 impl Subcommand {
     pub fn options(&self) -> impl Iterator<Item = &'static Opt> + Clone {
-        self.options.iter().flat_map(|group| group.iter())
+        self.groups.iter().flat_map(|group| group.options).chain(self.options)
     }
 
     /// All that help texts speak of.
@@ -131,7 +140,14 @@ const fn valued(
 }
 
 /// Which project, and where its runner keeps its state.
-pub const PLACE: &[Opt] = &[
+pub const PLACE: Group = Group { title: "Options that choose the project", options: PLACE_OPTIONS };
+/// How the project is loaded, and for which service.
+pub const LOAD: Group = Group { title: "Options that say how it is loaded", options: LOAD_OPTIONS };
+/// How a runner runs.
+pub const RUN: Group = Group { title: "Options of a runner", options: RUN_OPTIONS };
+pub const GROUPS: [&Group; 3] = [&PLACE, &LOAD, &RUN];
+
+const PLACE_OPTIONS: &[Opt] = &[
     valued(
         Some('C'),
         "project",
@@ -156,8 +172,7 @@ pub const PLACE: &[Opt] = &[
     ),
 ];
 
-/// How the project is loaded, and for which service.
-pub const LOAD: &[Opt] = &[
+const LOAD_OPTIONS: &[Opt] = &[
     valued(
         None,
         "python",
@@ -169,8 +184,7 @@ pub const LOAD: &[Opt] = &[
     valued(None, "server-url", "URL", Kind::Other, "The service, instead of DJANGOCOMMAND_SERVER_URL."),
 ];
 
-/// How a runner runs.
-pub const RUN: &[Opt] = &[
+const RUN_OPTIONS: &[Opt] = &[
     valued(
         None,
         "drain",
@@ -205,20 +219,16 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         name: "start",
         help: "Run: in the foreground until SIGTERM or Ctrl+C, or detached.",
         operand: None,
+        groups: &[&PLACE, &LOAD, &RUN],
         options: &[
-            PLACE,
-            LOAD,
-            RUN,
-            &[
-                DETACH,
-                flag(
-                    None,
-                    "once",
-                    "Do everything that waits, report it, exit; for cron without a resident process.",
-                ),
-                flag(None, "detached", HIDDEN),
-                valued(None, "replace", "HOW", Kind::Other, HIDDEN),
-            ],
+            DETACH,
+            flag(
+                None,
+                "once",
+                "Do everything that waits, report it, exit; for cron without a resident process.",
+            ),
+            flag(None, "detached", HIDDEN),
+            valued(None, "replace", "HOW", Kind::Other, HIDDEN),
         ],
         notes: &[
             "The API key is read from DJANGOCOMMAND_API_KEY in the project's Django settings or the environment, or from \
@@ -240,22 +250,16 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         name: "stop",
         help: "End the runner when what runs has ended.",
         operand: None,
+        groups: &[&PLACE],
         options: &[
-            PLACE,
-            &[
-                valued(
-                    None,
-                    "timeout",
-                    "SECS",
-                    Kind::Other,
-                    "How long to wait for its end: 10 s, with --force 30 s.",
-                ),
-                flag(
-                    None,
-                    FORCE,
-                    "Cancel what runs (SIGTERM, after 5 s SIGKILL), and leave no process behind.",
-                ),
-            ],
+            valued(
+                None,
+                "timeout",
+                "SECS",
+                Kind::Other,
+                "How long to wait for its end: 10 s, with --force 30 s.",
+            ),
+            flag(None, FORCE, "Cancel what runs (SIGTERM, after 5 s SIGKILL), and leave no process behind."),
         ],
         notes: &["What a command that has ended has left in the background may live on."],
         exits: &[
@@ -267,12 +271,8 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         name: "restart",
         help: "Replace the runner by a new one; what runs goes on undisturbed.",
         operand: None,
-        options: &[
-            PLACE,
-            LOAD,
-            RUN,
-            &[DETACH, flag(None, FORCE, "Cancel what runs before the old runner ends.")],
-        ],
+        groups: &[&PLACE, &LOAD, &RUN],
+        options: &[DETACH, flag(None, FORCE, "Cancel what runs before the old runner ends.")],
         notes: &[
             "The new runner checks everything first: if the project or the configuration is broken, the old one stays. \
                   Without a runner it is the same as start. Under systemd, let systemctl restart it.",
@@ -283,7 +283,8 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         name: "reload",
         help: "Let the runner load settings and commands again.",
         operand: None,
-        options: &[PLACE],
+        groups: &[&PLACE],
+        options: &[],
         notes: &[],
         exits: &[
             (0, "the runner goes by the new ones"),
@@ -294,7 +295,8 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         name: "status",
         help: "Show what the runner does and what waits (also without a subcommand).",
         operand: None,
-        options: &[PLACE, &[JSON]],
+        groups: &[&PLACE],
+        options: &[JSON],
         notes: &[],
         exits: &[
             (0, "running"),
@@ -307,10 +309,10 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         name: "check",
         help: "Look for what keeps a runner from working: project, settings, network, key, policy.",
         operand: None,
+        groups: &[&PLACE, &LOAD],
         options: &[
-            PLACE,
-            LOAD,
-            &[flag(None, "offline", "Leave the network out, and the heartbeat that tries the key."), JSON],
+            flag(None, "offline", "Leave the network out, and the heartbeat that tries the key."),
+            JSON,
         ],
         notes: &[
             "Each line is ok, warn or fail, and says what to do. It takes less than 15 s, whatever hangs, and changes \
@@ -322,7 +324,8 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         name: "commands",
         help: "Show the project's commands: which may run, by which rule, and how.",
         operand: None,
-        options: &[PLACE, LOAD, &[JSON]],
+        groups: &[&PLACE, &LOAD],
+        options: &[JSON],
         notes: &["The dashboard lists those that may run."],
         exits: &[],
     },
@@ -330,7 +333,8 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         name: "ensure",
         help: "Start a detached runner unless a healthy one is there; for cron.",
         operand: None,
-        options: &[PLACE, LOAD, RUN],
+        groups: &[&PLACE, &LOAD, &RUN],
+        options: &[],
         notes: &[
             "Silent when there is nothing to do. A runner whose loop has not turned for 5 minutes is replaced.",
             "    * * * * * djangocommand -C /srv/app ensure",
@@ -341,12 +345,10 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         name: "logs",
         help: "Show the log of the detached runner.",
         operand: None,
+        groups: &[&PLACE],
         options: &[
-            PLACE,
-            &[
-                valued(Some('n'), "lines", "N", Kind::Other, "How many lines from its end: 20 by default."),
-                flag(Some('f'), "follow", "Go on with what is written from now on, until Ctrl+C."),
-            ],
+            valued(Some('n'), "lines", "N", Kind::Other, "How many lines from its end: 20 by default."),
+            flag(Some('f'), "follow", "Go on with what is written from now on, until Ctrl+C."),
         ],
         notes: &[],
         exits: &[(1, "there is none, or it cannot be read")],
@@ -355,22 +357,20 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         name: "history",
         help: "Show what was run and refused on this host, and how it ended.",
         operand: Some(Operand { value: Value { name: "COMMAND", kind: Kind::Other }, is_required: false }),
+        groups: &[&PLACE],
         options: &[
-            PLACE,
-            &[
-                valued(
-                    Some('n'),
-                    "lines",
-                    "N",
-                    Kind::Other,
-                    "How many executions, the last ones: 20 by default.",
-                ),
-                flag(
-                    None,
-                    "json",
-                    "The record's own lines, one JSON object each; the keys are described in the README.",
-                ),
-            ],
+            valued(
+                Some('n'),
+                "lines",
+                "N",
+                Kind::Other,
+                "How many executions, the last ones: 20 by default.",
+            ),
+            flag(
+                None,
+                "json",
+                "The record's own lines, one JSON object each; the keys are described in the README.",
+            ),
         ],
         notes: &[
             "With COMMAND, only the executions of that command. It reads audit.jsonl in the state directory, whether a \
@@ -385,6 +385,7 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
             value: Value { name: "DOCUMENT", kind: Kind::OneOf(DOCUMENTS) },
             is_required: true,
         }),
+        groups: &[],
         options: &[],
         notes: &[
             "DOCUMENT is man, bash, zsh, fish, systemd or markdown. make install puts them in place; for a binary that came \
