@@ -70,7 +70,8 @@ fn subcommand(page: &mut String, sub: &Subcommand) {
     sub.options.iter().filter(|opt| opt.is_shown()).for_each(|opt| option(page, opt));
     if !sub.groups.is_empty() {
         let titles: Vec<&str> = sub.groups.iter().map(|group| group.title).collect();
-        let _ = writeln!(page, ".PP\n{}: see OPTIONS.", titles.join("; ").replace("; Options", "; options"));
+        let _ =
+            writeln!(page, ".PP\nIt takes {}: see OPTIONS.", titles.join(", ").replace("Options", "options"));
     }
     for note in sub.notes {
         let _ = match note.strip_prefix("    ") {

@@ -115,6 +115,46 @@ fn a_runner_whose_log_cannot_be_written_runs_on() {
 }
 
 #[test]
+fn only_a_terminal_is_coloured_and_not_if_the_user_is_against_it() {
+    let project = fake_project();
+    let shown = |args: &str, variables: &[(&str, &str)]| {
+        // What `script` starts has a terminal of its own.
+        let command = format!("stty cols 40; exec {BINARY} {args} -C {}", project.dir().display());
+        let mut script = Command::new("script");
+        script.args(["--quiet", "--return", "--command", &command, "/dev/null"]).stdin(Stdio::null());
+        script.env_clear().env("PATH", SYSTEM_PATH).env("TERM", "xterm").env("DJANGOCOMMAND_API_KEY", KEY);
+        script.env("DJANGOCOMMAND_STATE_DIR", "/nowhere");
+        text(&script.envs(variables.iter().copied()).output().unwrap().stdout)
+    };
+    let python = format!("--python {}", system_python().display());
+    let check = format!("check --offline {python}");
+    let coloured = shown(&check, &[]);
+    assert!(coloured.contains("\x1b[32mok    \x1b[0mproject     '"), "{coloured:?}");
+    for (args, variables) in [(&*check, &[("NO_COLOR", "1")][..]), (&check, &[("TERM", "dumb")])] {
+        let plain = shown(args, variables);
+        assert!(plain.contains("ok    project     '") && !plain.contains('\x1b'), "{plain:?}");
+    }
+    assert!(
+        shown("status", &[]).starts_with("\x1b[33mstopped     \x1b[0mno runner"),
+        "{}",
+        shown("status", &[])
+    );
+    let start = shown(&format!("start {python} --server-url nonsense"), &[]);
+    assert!(start.contains("DJANGOCOMMAND_SERVER_URL is 'nonsense'"), "{start:?}");
+    // A table is cut where the window ends, a paragraph goes on below its column.
+    let shown = shown(&format!("commands {python}"), &[]);
+    let table: Vec<String> = shown
+        .lines()
+        .take_while(|line| !line.trim_end().is_empty())
+        .map(|line| line.trim_end().replace("\x1b[32m", "").replace("\x1b[0m", ""))
+        .collect();
+    assert!(table.len() > 10 && table.iter().all(|line| line.chars().count() <= 40), "{table:#?}");
+    assert!(table[1].ends_with('…') && shown.contains("\x1b[32myes\x1b[0m"), "{shown}");
+    let lines: Vec<&str> = coloured.lines().filter(|line| line.starts_with(&" ".repeat(18))).collect();
+    assert!(!lines.is_empty(), "{coloured}");
+}
+
+#[test]
 fn a_second_start_names_the_first_by_its_pid() {
     let (server, project) = (Server::start(), fake_project());
     let first = Runner::in_project(&project).server(&server).start();
