@@ -60,7 +60,8 @@ install: $(BINARY)
 	$(GENERATOR) generate zsh > $(TO)/share/zsh/site-functions/_djangocommand
 	$(GENERATOR) generate fish > $(TO)/share/fish/vendor_completions.d/djangocommand.fish
 	$(GENERATOR) generate systemd > $(TO)/lib/systemd/system/djangocommand@.service
-	sed -i 's,^ExecStart=[^ ]*,ExecStart=$(PREFIX)/bin/djangocommand,' $(TO)/lib/systemd/system/djangocommand@.service
+	sed -i -E 's,^(Exec(Start|Reload))=[^ ]*,\1=$(PREFIX)/bin/djangocommand,' \
+		$(TO)/lib/systemd/system/djangocommand@.service
 	chmod 644 $(filter-out %/bin/djangocommand,$(INSTALLED:%=$(TO)/%))
 
 uninstall:

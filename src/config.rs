@@ -394,6 +394,8 @@ impl KeyFile {
         });
         match (self, read) {
             (Self::Credential(_), Err(error)) if error.kind() == io::ErrorKind::NotFound => None,
+            // The unit has it blank where the host has no key for it.
+            (Self::Credential(_), Ok(_)) if text.trim().is_empty() => None,
             (_, read) => {
                 Some(read.map(|_| text.trim().to_owned()).map_err(|e| format!("cannot be read: {e}")))
             }
@@ -908,6 +910,12 @@ mod tests {
         fs::write(&credential, [0xff]).unwrap();
         let problems = resolved(&[named]).unwrap_err().problems;
         assert!(problems[0].0.starts_with("the systemd credential 'djangocommand-api-key' cannot be read"));
+        fs::write(&credential, "\n").unwrap();
+        assert_eq!(
+            resolved(&[named]).unwrap().api_key.reveal(),
+            "dc_secret",
+            "the host has no key for the unit"
+        );
         fs::remove_file(credential).unwrap();
         assert_eq!(
             resolved(&[named]).unwrap().api_key.reveal(),

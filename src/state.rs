@@ -293,8 +293,10 @@ pub fn choose(
     if let Some(path) = environment.get("STATE_DIRECTORY").and_then(|list| list.split(':').next()) {
         return absolute(Path::new(path));
     }
-    let project = escaped(&root()?);
-    let of_system = Path::new("/var/lib/djangocommand").join(&project);
+    let root = root()?;
+    // Below it stands the project's path as it is: under systemd a name that is escaped is no name of a state directory.
+    let project = root.strip_prefix("/").unwrap_or(&root);
+    let of_system = Path::new("/var/lib/djangocommand").join(project);
     // Where a service manager has made it for this user, that is where the user's runner is.
     let is_ours = || fs::symlink_metadata(&of_system).is_ok_and(|meta| meta.uid() == sys::effective_uid());
     if sys::effective_uid() == 0 || is_ours() {
@@ -313,25 +315,6 @@ pub fn choose(
 /// A detached runner and a shim must not depend on the working directory.
 fn absolute(path: &Path) -> Result<PathBuf, String> {
     std::path::absolute(path).map_err(|e| format!("cannot use the state directory '{}': {e}", path.display()))
-}
-
-/// A path as one file name, written as `systemd-escape --path` does: `/srv/my-app` is `srv-my\x2dapp`.
-fn escaped(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty()).collect();
-    if parts.is_empty() {
-        return "-".to_owned();
-    }
-    let mut name = String::new();
-    for (i, byte) in parts.join("/").bytes().enumerate() {
-        match byte {
-            b'/' => name.push('-'),
-            b'.' if i == 0 => name.push_str("\\x2e"),
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b':' | b'_' | b'.' => name.push(char::from(byte)),
-            _ => name.push_str(&format!("\\x{byte:02x}")),
-        }
-    }
-    name
 }
 
 fn make_private(path: &Path) -> io::Result<()> {
@@ -366,19 +349,6 @@ pub fn check_private(path: &Path) -> Result<(), String> {
 mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
-
-    #[test]
-    fn a_projects_path_becomes_one_name_as_systemd_escape_writes_it() {
-        for (path, name) in [
-            ("/srv/app", "srv-app"),
-            ("/srv/my-app", "srv-my\\x2dapp"),
-            ("/srv/mein Büro/", "srv-mein\\x20B\\xc3\\xbcro"),
-            ("/.hidden/a.b", "\\x2ehidden-a.b"),
-            ("/", "-"),
-        ] {
-            assert_eq!(escaped(Path::new(path)), name);
-        }
-    }
 
     #[test]
     fn the_directory_is_made_private_and_made_anew_when_it_is_removed() {

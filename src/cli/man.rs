@@ -9,15 +9,16 @@ const FILES: &[(&str, &str)] = &[
     ("/var/lib/djangocommand/PROJECT, ~/.local/state/djangocommand/PROJECT", STATE_DIRECTORY),
     (
         "/etc/djangocommand/PROJECT.env",
-        "Environment variables of a runner under systemd, one NAME=value a line. It may be missing.",
+        "Environment variables of a runner under systemd, one NAME=value a line (/etc/djangocommand/srv/app.env for \
+         /srv/app). It may be missing.",
     ),
     (
-        "/etc/credstore/djangocommand-PROJECT",
+        "/etc/djangocommand/PROJECT.key",
         "The API key of a runner under systemd, if it is in no setting. It may be missing.",
     ),
 ];
 
-const STATE_DIRECTORY: &str = "The state directory of a project, whose path is written as systemd-escape --path does (srv-app). In it runner.lock is \
+const STATE_DIRECTORY: &str = "The state directory of the project with the path /PROJECT. In it runner.lock is \
      locked by the runner, runner.log is the log of a detached one, audit.jsonl is the record of what was asked of this \
      host and what became of it, and executions/ID is an execution until the service has the whole of it.";
 

@@ -176,7 +176,7 @@ fn the_state_is_kept_where_the_first_of_the_ways_to_say_so_says() {
     let systemd = ("STATE_DIRECTORY", PathBuf::from(format!("{}:/nonexistent", at("systemd").display())));
     let xdg = ("XDG_STATE_HOME", at("xdg"));
     let own_home = ("HOME", at("home"));
-    let of_project = |base: PathBuf| base.join("djangocommand").join(home.escaped_project());
+    let of_project = |base: PathBuf| home.project_below(base);
     let all = [&named, &systemd, &xdg, &own_home];
     for (option, variables, expected) in [
         (Some(at("option")), &all[..], at("option")),
@@ -201,7 +201,7 @@ fn the_state_is_kept_where_the_first_of_the_ways_to_say_so_says() {
     }
     // Some supervisors set no HOME: the password file knows it as well.
     let output = home.typed("status").output().unwrap();
-    let expected = home.in_password_file().join(".local/state/djangocommand").join(home.escaped_project());
+    let expected = home.project_below(home.in_password_file().join(".local/state"));
     assert!(text(&output.stdout).contains(&format!("{}\n", expected.display())), "{output:?}");
 }
 
@@ -348,9 +348,9 @@ impl Home {
         lock
     }
 
-    /// The project's path as `systemd-escape --path` writes it.
-    fn escaped_project(&self) -> String {
-        let path = fs::canonicalize(self.project.dir()).unwrap();
-        path.to_str().unwrap().trim_start_matches('/').replace('-', "\\x2d").replace('/', "-")
+    /// The project's path, below a directory for the state of all projects.
+    fn project_below(&self, base: PathBuf) -> PathBuf {
+        base.join("djangocommand")
+            .join(fs::canonicalize(self.project.dir()).unwrap().strip_prefix("/").unwrap())
     }
 }
