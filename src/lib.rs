@@ -26,6 +26,8 @@ mod sys;
 mod syslog;
 mod terminal;
 mod timer;
+#[cfg(all(target_env = "musl", not(test), not(debug_assertions)))]
+mod unwind;
 // Floor 1: what the words mean: settings, executions, policy, the state directory.
 mod audit;
 mod config;

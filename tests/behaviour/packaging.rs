@@ -39,7 +39,10 @@ fn install_puts_everything_in_place_any_number_of_times_and_uninstall_takes_just
     assert!(first[Path::new("bin/djangocommand")] == fs::read(BINARY).unwrap());
     let text = |name: &str| String::from_utf8(first[Path::new(name)].clone()).unwrap();
     let unit = text("lib/systemd/system/djangocommand@.service");
-    for line in ["\nExecStart=/opt/tools/bin/djangocommand start ", "\nExecReload=/opt/tools/bin/djangocommand reload\n"] {
+    for line in [
+        "\nExecStart=/opt/tools/bin/djangocommand start ",
+        "\nExecReload=/opt/tools/bin/djangocommand reload\n",
+    ] {
         assert!(unit.contains(line), "{line:?} is not in\n{unit}");
     }
     assert!(text("share/man/man1/djangocommand.1").starts_with(".TH DJANGOCOMMAND 1"));
