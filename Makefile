@@ -50,7 +50,7 @@ target/dist/djangocommand-$(VERSION)-%.tar.gz: target/%/release/djangocommand RE
 	rm -rf target/dist/$*
 	$(MAKE) install BINARY=$< GENERATOR=$(OF_HOST) PREFIX=/usr/local DESTDIR=target/dist/$*
 	install -D -m 644 -t target/dist/$*/usr/local/share/doc/djangocommand README.md LICENSE
-	tar --create --sort=name --mtime=@$$(git log -1 --format=%ct 2>/dev/null || echo 0) --owner=0 --group=0 --numeric-owner \
+	tar --create --sort=name --mtime=@$$(git log -1 --format=%ct 2>/dev/null || echo 0) --owner=0 --group=0 --numeric-owner --mode=go+rX,go-w \
 		--transform 's,^\.,djangocommand-$(VERSION),' -C target/dist/$*/usr/local . | gzip -9 --no-name > $@
 
 INSTALLED := bin/djangocommand share/man/man1/djangocommand.1 share/bash-completion/completions/djangocommand \
