@@ -20,7 +20,7 @@ OF_HOST := target/$(shell uname -m)-unknown-linux-musl/release/djangocommand
 BINARY ?= $(or $(wildcard $(OF_HOST)),target/release/djangocommand)
 GENERATOR ?= $(BINARY)
 
-.PHONY: build static dist install uninstall demo picture test torture endurance fuzz check venvs clean
+.PHONY: build static dist install uninstall always demo picture test torture endurance fuzz check venvs clean
 
 build: target/release/djangocommand
 
@@ -46,7 +46,8 @@ $(STATIC): target/%/release/djangocommand: $(SOURCES)
 dist: $(TARGETS:%=target/dist/djangocommand-$(VERSION)-%.tar.gz)
 	cd target/dist && sha256sum djangocommand-$(VERSION)-*.tar.gz > SHA256SUMS
 
-target/dist/djangocommand-$(VERSION)-%.tar.gz: target/%/release/djangocommand README.md LICENSE $(OF_HOST)
+# Packed each time, because its times are those of the commit.
+target/dist/djangocommand-$(VERSION)-%.tar.gz: target/%/release/djangocommand $(OF_HOST) always
 	rm -rf target/dist/$*
 	$(MAKE) install BINARY=$< GENERATOR=$(OF_HOST) PREFIX=/usr/local DESTDIR=target/dist/$*
 	install -D -m 644 -t target/dist/$*/usr/local/share/doc/djangocommand README.md LICENSE
