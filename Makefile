@@ -1,5 +1,9 @@
 # The two commands of a fresh machine: `make demo` and `make test`. They need cargo, python3 and a C compiler.
 
+# What is measured is what is shipped: the static binary, if the target for it is installed.
+MUSL = $(shell uname -m)-unknown-linux-musl
+STATIC = $(and $(wildcard $(shell rustc --print sysroot)/lib/rustlib/$(MUSL)),$(MUSL))
+
 PYTHON ?= python3
 VENVS := target/venvs
 # Django 6 wants Python 3.12 or later, which need not be the machine's python3.
@@ -7,7 +11,7 @@ ASK := -c 'import sys; print(sys.executable)' 2>/dev/null
 PYTHON6 = $(firstword $(foreach v,3.14 3.13 3.12,$(shell python$(v) $(ASK))) \
 	$(wildcard $(foreach v,3.14 3.13 3.12,$(HOME)/.pyenv/versions/$(v).*/bin/python)))
 
-.PHONY: build demo test torture endurance fuzz check venvs clean
+.PHONY: build demo test torture endurance fuzz bench check venvs clean
 
 build:
 	cargo build --release --locked
@@ -39,11 +43,19 @@ fuzz:
 		cargo +nightly fuzz run --fuzz-dir fuzz $$target -- -max_total_time=$(SECONDS) -timeout=10 || exit 1; \
 	done
 
+# Compares with the published Python runner, in 25 minutes: `make bench RUNS=9`, `make bench ONLY=status,idle`, and
+# `make bench QUICK=1` for a look. Only root may see how much memory a runner takes.
+bench: $(VENVS)/django/ready $(VENVS)/wagtail/ready
+	CC_$(subst -,_,$(MUSL))=gcc cargo build --release --locked $(if $(STATIC),--target $(STATIC))
+	UNDER_TEST=$(CURDIR)/target/$(if $(STATIC),$(STATIC)/)release/djangocommand \
+		cargo bench --locked --quiet --profile compare --bench compare -- \
+		$(if $(QUICK),--quick) $(if $(RUNS),--runs $(RUNS)) $(if $(ONLY),--only $(ONLY))
+
 # What must hold before a change is taken, besides the demo and the tests.
 check:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	cargo clippy --locked --test demo --test torture -- -D warnings
+	cargo clippy --locked --test demo --test torture --bench compare -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
 venvs: $(VENVS)/django/ready $(VENVS)/django42/ready $(VENVS)/django6/ready
@@ -52,6 +64,12 @@ venvs: $(VENVS)/django/ready $(VENVS)/django42/ready $(VENVS)/django6/ready
 $(VENVS)/django/ready:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip --quiet --disable-pip-version-check install 'django==5.2.*' djangocommand-runner==0.1.0
+	touch $@
+
+# A project of a real-life size, for `make bench`.
+$(VENVS)/wagtail/ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip --quiet --disable-pip-version-check install wagtail djangocommand-runner==0.1.0
 	touch $@
 
 $(VENVS)/django42/ready:
