@@ -2,16 +2,14 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::iter::Sum;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use crate::contender::Session;
 use crate::support::memory;
+use crate::support::usage::{self, context_switches};
 
-/// Linux tells all programs that a tick is a hundredth of a second, whatever it is.
-const TICKS_A_SECOND: f64 = 100.0;
 /// A shim is gone soon after its command; what it took last is seen because it is looked at this often.
 const LOOK: Duration = Duration::from_millis(10);
 /// The memory is looked at every so many looks: adding it up stops a big process for a moment.
@@ -34,17 +32,8 @@ pub(crate) fn pss(pid: u32) -> Option<f64> {
     }
 }
 
-/// The seconds of processor time of a process, without its children.
-pub(crate) fn cpu(pid: u32) -> Option<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold spaces, but nothing behind it holds a parenthesis.
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index)?.parse::<f64>().ok();
-    Some((ticks(11)? + ticks(12)?) / TICKS_A_SECOND)
-}
-
 /// What a process that does nearly nothing has done so far. It is counted by thread, so threads must not end.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(crate) struct Idling {
     /// In seconds, to the nanosecond.
     pub(crate) cpu: f64,
@@ -54,29 +43,15 @@ pub(crate) struct Idling {
 impl Idling {
     pub(crate) fn of(pid: u32) -> Self {
         let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        threads.map(|thread| Idling::of_thread(&thread.unwrap().path().display().to_string())).sum()
-    }
-
-    fn of_thread(path: &str) -> Self {
-        let schedule = fs::read_to_string(format!("{path}/schedstat")).unwrap();
-        let nanoseconds: f64 = schedule.split(' ').next().unwrap().parse().unwrap();
-        let status = fs::read_to_string(format!("{path}/status")).unwrap();
-        let lines = status.lines().filter_map(|line| line.split_once("ctxt_switches:"));
-        let switches = lines.map(|(_, count)| count.trim().parse::<f64>().unwrap()).sum();
-        Idling { cpu: nanoseconds / 1e9, switches }
+        let nanoseconds = threads.map(|thread| {
+            let schedule = fs::read_to_string(thread.unwrap().path().join("schedstat")).unwrap();
+            schedule.split(' ').next().unwrap().parse::<f64>().unwrap()
+        });
+        Idling { cpu: nanoseconds.sum::<f64>() / 1e9, switches: context_switches(pid) as f64 }
     }
 
     pub(crate) fn since(self, before: Self) -> Self {
         Idling { cpu: self.cpu - before.cpu, switches: self.switches - before.switches }
-    }
-}
-
-impl Sum for Idling {
-    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        all.fold(Idling::default(), |sum, one| Idling {
-            cpu: sum.cpu + one.cpu,
-            switches: sum.switches + one.switches,
-        })
     }
 }
 
@@ -95,7 +70,7 @@ pub(crate) struct Taken {
 
 /// Does something, and looks at the processes of the session meanwhile.
 pub(crate) fn taken_during<T>(session: &Session, act: impl FnOnce() -> T) -> (T, Taken) {
-    let own = || cpu(std::process::id()).unwrap_or_default();
+    let own = || cpu(std::process::id());
     let before = own();
     let (is_acting, over) = mpsc::channel::<()>();
     let (done, mut taken) = thread::scope(|scope| {
@@ -111,9 +86,13 @@ pub(crate) fn taken_during<T>(session: &Session, act: impl FnOnce() -> T) -> (T,
     (done, taken)
 }
 
+fn cpu(pid: u32) -> f64 {
+    usage::cpu(pid).unwrap_or_default().own
+}
+
 fn watch(session: &Session, over: &mpsc::Receiver<()>) -> Taken {
     let runner = session.runner.pid();
-    let runner_before = cpu(runner).unwrap_or_default();
+    let runner_before = cpu(runner);
     let mut taken = Taken::default();
     let mut cpus: HashMap<u32, f64> = HashMap::new();
     let mut looks = 0;
@@ -123,8 +102,8 @@ fn watch(session: &Session, over: &mpsc::Receiver<()>) -> Taken {
         // A shim that has ended can be asked for its time until it is reaped, and has no name any more.
         let known: Vec<u32> = cpus.keys().copied().chain(pids.iter().copied()).collect();
         for pid in known {
-            if let Some(seconds) = cpu(pid) {
-                cpus.insert(pid, seconds);
+            if let Some(now) = usage::cpu(pid) {
+                cpus.insert(pid, now.own);
             }
         }
         let peaks: u64 = pids.iter().filter_map(|pid| memory::peak(*pid)).sum();

@@ -67,6 +67,9 @@ mod once;
 /// Output: bytes to text, times, chunks, metadata-only.
 #[cfg(test)]
 mod output;
+/// Proportions: what costs grow with, and what they do not.
+#[cfg(test)]
+mod proportions;
 /// A read-only disk: under a runner that works, and before one can begin.
 #[cfg(test)]
 mod read_only;
