@@ -38,7 +38,7 @@ const BETWEEN: f64 = 0.083;
 type Torrent = (f64, Taken);
 
 pub(super) fn torrent(bench: &Bench, report: &mut Report) {
-    let mut slopes = Both { ours: Vec::new(), original: Vec::new() };
+    let mut curves = Vec::new();
     for size in SIZES {
         let (megabytes, at_once) = *size;
         let torrents = in_turn(bench.runs, |contender| pour(bench, contender, megabytes, at_once));
@@ -73,23 +73,25 @@ pub(super) fn torrent(bench: &Bench, report: &mut Report) {
             _ => format!("{megabytes} MB of {at_once} at once"),
         };
         if at_once == 1 {
-            slopes.ours.push((megabytes as f64, seconds.ours.median()));
-            slopes.original.push((megabytes as f64, seconds.original.median()));
+            curves.push((megabytes as f64, cpu.clone().map(|cpu| cpu.median())));
         }
         report.grows(Growth { work, megabytes: megabytes as f64, seconds, cpu, memory: pss });
     }
-    let bends = slopes.map(|points| bend(&points));
+    let bends = Both::each(|contender| bend(&curves, contender));
     report.note(format!(
-        "a megabyte between 10 and 100 takes {:.2} times as long as one between 1 and 10 for ours, {:.2} times for the \
-         original; 1 is a straight line",
+        "between 10 and 100 MB, a megabyte takes {:.2} times the CPU of one between 1 and 10 MB for ours, {:.2} times \
+         for the original; 1 is a straight line",
         bends.ours, bends.original
     ));
 }
 
 /// How much steeper the second of two pieces of a line is than the first.
-fn bend(points: &[(f64, f64)]) -> f64 {
-    let slope = |from: (f64, f64), to: (f64, f64)| (to.1 - from.1) / (to.0 - from.0);
-    slope(points[1], points[2]) / slope(points[0], points[1])
+fn bend(curve: &[(f64, Both<f64>)], contender: Contender) -> f64 {
+    let slope = |from: usize| {
+        let (from, to) = (&curve[from], &curve[from + 1]);
+        (to.1.of(contender) - from.1.of(contender)) / (to.0 - from.0)
+    };
+    slope(1) / slope(0)
 }
 
 fn pour(bench: &Bench, contender: Contender, megabytes: usize, at_once: usize) -> Torrent {
