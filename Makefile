@@ -20,7 +20,7 @@ OF_HOST := target/$(shell uname -m)-unknown-linux-musl/release/djangocommand
 BINARY ?= $(or $(wildcard $(OF_HOST)),target/release/djangocommand)
 GENERATOR ?= $(BINARY)
 
-.PHONY: build static dist install uninstall always demo picture test torture endurance fuzz check venvs clean
+.PHONY: build static dist install uninstall always demo picture test torture endurance fuzz bench check venvs clean
 
 build: target/release/djangocommand
 
@@ -105,11 +105,20 @@ fuzz:
 		cargo +nightly fuzz run --fuzz-dir fuzz $$target -- -max_total_time=$(SECONDS) -timeout=10 || exit 1; \
 	done
 
+# What is measured is what is shipped: the static binary, if the target for it is installed.
+MUSL := $(shell rustc --print sysroot 2>/dev/null)/lib/rustlib/$(shell uname -m)-unknown-linux-musl
+MEASURED := $(if $(wildcard $(MUSL)),$(OF_HOST),target/release/djangocommand)
+# Compares with the published Python runner, in 25 minutes: `make bench RUNS=9`, `make bench ONLY=status,idle`, and
+# `make bench QUICK=1` for a look. Only root may see how much memory a runner takes.
+bench: $(MEASURED) $(VENVS)/django/ready $(VENVS)/wagtail/ready
+	UNDER_TEST=$(CURDIR)/$(MEASURED) cargo bench --locked --quiet --profile compare --bench compare -- \
+		$(if $(QUICK),--quick) $(if $(RUNS),--runs $(RUNS)) $(if $(ONLY),--only $(ONLY))
+
 # What must hold before a change is taken, besides the demo and the tests.
 check:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	cargo clippy --locked --test demo --test torture -- -D warnings
+	cargo clippy --locked --test demo --test torture --bench compare -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
 venvs: $(VENVS)/django/ready $(VENVS)/django42/ready $(VENVS)/django6/ready
@@ -118,6 +127,12 @@ venvs: $(VENVS)/django/ready $(VENVS)/django42/ready $(VENVS)/django6/ready
 $(VENVS)/django/ready:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip --quiet --disable-pip-version-check install 'django==5.2.*' djangocommand-runner==0.1.0
+	touch $@
+
+# A project of a real-life size, for `make bench`.
+$(VENVS)/wagtail/ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip --quiet --disable-pip-version-check install wagtail djangocommand-runner==0.1.0
 	touch $@
 
 $(VENVS)/django42/ready:

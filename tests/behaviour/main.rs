@@ -76,6 +76,9 @@ mod output;
 /// Packaging: what `make install` puts where and takes away again, the completions, the README's reference.
 #[cfg(test)]
 mod packaging;
+/// Proportions: what costs grow with, and what they do not.
+#[cfg(test)]
+mod proportions;
 /// A read-only disk: under a runner that works, and before one can begin.
 #[cfg(test)]
 mod read_only;

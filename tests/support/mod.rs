@@ -44,6 +44,9 @@ pub(crate) mod sys;
 /// TLS before a server, with certificates of one's own.
 #[cfg(test)]
 pub(crate) mod tls;
+/// What a process has used so far.
+#[cfg(test)]
+pub(crate) mod usage;
 /// Waits for what no event tells.
 #[cfg(test)]
 pub(crate) mod wait;

@@ -1,7 +1,8 @@
 //! Projects for a runner to sit beside: copies in temporary directories that a test may change as it likes.
 //!
 //! The fake one is `fake/` beside this file: a `manage.py` over a package that answers like Django's as far as a
-//! runner asks. The real one is what `django-admin startproject` writes, plus the app `polls/` beside this file.
+//! runner asks. The real one is what `django-admin startproject` writes, or `wagtail start` on a virtualenv that has
+//! Wagtail, plus the app `polls/` beside this file.
 
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
@@ -69,7 +70,10 @@ pub(crate) fn django_project_on(venv: &str) -> Project {
         fs::write(dir.path().join(path), bytes).unwrap();
     }
     copy(&Path::new(SOURCES).join("polls"), &dir.path().join("polls"));
-    let settings = dir.path().join(SITE).join("settings.py");
+    let site = dir.path().join(SITE);
+    let settings =
+        [site.join("settings.py"), site.join("settings/dev.py")].into_iter().find(|path| path.exists());
+    let settings = settings.expect("a project has settings");
     let python = virtualenv.join("bin/python");
     let project = Project { dir, settings, python, virtualenv: Some(virtualenv) };
     project.settings("INSTALLED_APPS += ['polls']");
@@ -91,6 +95,13 @@ impl Project {
     pub(crate) fn settings(&self, text: &str) {
         let mut file = OpenOptions::new().append(true).open(&self.settings).unwrap();
         writeln!(file, "\n{text}").unwrap();
+    }
+
+    /// Appends to the settings, unless this is in them already.
+    pub(crate) fn settings_once(&self, text: &str) {
+        if !fs::read_to_string(&self.settings).unwrap().contains(text) {
+            self.settings(text);
+        }
     }
 
     /// The interpreter that runs this project.
@@ -117,21 +128,25 @@ pub(crate) fn system_python() -> PathBuf {
 
 type Files = Vec<(PathBuf, Vec<u8>)>;
 
-/// What `startproject` writes under a virtualenv; asked once in a test run and kept in memory.
+/// What `startproject` or `wagtail start` writes under a virtualenv; asked once in a test run and kept in memory.
 fn started_project(virtualenv: &Path) -> Files {
     static STARTED: Mutex<Option<HashMap<PathBuf, Files>>> = Mutex::new(None);
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
     let known = started.get_or_insert_default();
     let start = || {
         let dir = TempDir::new().unwrap();
-        let admin = virtualenv.join("bin/django-admin");
-        let output = Command::new(admin)
-            .args(["startproject", SITE, "."])
+        let wagtail = virtualenv.join("bin/wagtail");
+        let (program, verb) = match wagtail.exists() {
+            true => (wagtail, "start"),
+            false => (virtualenv.join("bin/django-admin"), "startproject"),
+        };
+        let output = Command::new(program)
+            .args([verb, SITE, "."])
             .current_dir(dir.path())
             .env_remove("DJANGO_SETTINGS_MODULE")
             .output()
             .unwrap();
-        assert!(output.status.success(), "startproject: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
         let files = files_below(dir.path()).into_iter();
         files.map(|path| (path.clone(), fs::read(dir.path().join(path)).unwrap())).collect()
     };

@@ -18,8 +18,11 @@ use super::server::{KEY, Server};
 use super::state_dir::{KILL_TIME_MAX, MARK, StateDir};
 use super::sys;
 
-/// The binary under test.
-pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_djangocommand");
+/// The binary under test: the one that cargo has built for this, unless another is named when this is compiled.
+pub(crate) const BINARY: &str = match option_env!("UNDER_TEST") {
+    Some(path) => path,
+    None => env!("CARGO_BIN_EXE_djangocommand"),
+};
 
 /// What a busy machine may make of a few milliseconds.
 const STATUS_TIME_MAX: Duration = Duration::from_secs(10);
@@ -78,8 +81,7 @@ impl<'a> Runner<'a> {
 
     /// The published Python runner, which needs a Django project and reads nothing but its settings.
     pub(crate) fn published_in(project: &'a Project) -> Self {
-        let runner = Runner { is_published: true, ..Runner::in_project(project) };
-        runner.args(["-v", "2", "--no-reload"])
+        Runner { is_published: true, ..Runner::in_project(project) }
     }
 
     /// Where the service is, and its key.
@@ -182,13 +184,17 @@ impl<'a> Runner<'a> {
     }
 
     fn published_command(&self) -> Command {
-        self.project.settings("INSTALLED_APPS += ['djangocommand']");
+        self.project.settings_once("INSTALLED_APPS += ['djangocommand']");
         if let Some(url) = &self.server_url {
             self.project
                 .settings(&format!("DJANGOCOMMAND_SERVER_URL = {url:?}\nDJANGOCOMMAND_API_KEY = {KEY:?}"));
         }
         let mut command = Command::new(self.project.python());
         command.args(["manage.py", "djangocommand"]).arg(&self.subcommand);
+        if self.subcommand == "start" {
+            // It says as much as ours does.
+            command.args(["-v", "2", "--no-reload"]);
+        }
         // Its state directory is in the temporary directory, whichever that is.
         command.current_dir(self.project.dir()).env("TMPDIR", self.state.path());
         command
