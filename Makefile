@@ -1,9 +1,5 @@
 # The two commands of a fresh machine: `make demo` and `make test`. They need cargo, python3 and a C compiler.
 
-# What is measured is what is shipped: the static binary, if the target for it is installed.
-MUSL = $(shell uname -m)-unknown-linux-musl
-STATIC = $(and $(wildcard $(shell rustc --print sysroot)/lib/rustlib/$(MUSL)),$(MUSL))
-
 PYTHON ?= python3
 VENVS := target/venvs
 # Django 6 wants Python 3.12 or later, which need not be the machine's python3.
@@ -43,6 +39,9 @@ fuzz:
 		cargo +nightly fuzz run --fuzz-dir fuzz $$target -- -max_total_time=$(SECONDS) -timeout=10 || exit 1; \
 	done
 
+# What is measured is what is shipped: the static binary, if the target for it is installed.
+MUSL = $(shell uname -m)-unknown-linux-musl
+STATIC = $(and $(wildcard $(shell rustc --print sysroot)/lib/rustlib/$(MUSL)),$(MUSL))
 # Compares with the published Python runner, in 25 minutes: `make bench RUNS=9`, `make bench ONLY=status,idle`, and
 # `make bench QUICK=1` for a look. Only root may see how much memory a runner takes.
 bench: $(VENVS)/django/ready $(VENVS)/wagtail/ready
