@@ -131,11 +131,17 @@ def without(secrets, text):
 
 
 def help_of(parser, secrets):
-    """The help text. A secret that is broken over its lines is only found where it is not."""
+    """The help text. A secret that is broken over its lines is only found where it is not, so that it is written out
+    without any break if there might be one: whatever the breaks, without spaces it is the same text."""
+    narrow = parser.format_help()
+    joined = "".join(narrow.split())
+    lines = [line for secret in secrets for line in secret.splitlines()]
+    if not any("".join(line.split()) in joined for line in lines if len(line) >= SECRET_MIN):
+        return narrow
     os.environ["COLUMNS"] = "1000000"
     wide = parser.format_help()
     os.environ["COLUMNS"] = COLUMNS
-    return parser.format_help() if without(secrets, wide) == wide else without(secrets, wide)
+    return narrow if without(secrets, wide) == wide else without(secrets, wide)
 
 
 def label_of(app):
