@@ -194,7 +194,7 @@ fn what_the_service_says_against_the_key_the_clock_or_the_runner_has_its_line() 
         "{ended:?}"
     );
     server.resume();
-    server.set_clock_ahead(90.0, || ());
+    server.set_clock_ahead(95.0, || ());
     let ended = check(&project).server(&server).run_to_end(SOON);
     assert!(ended.stdout.contains("warn  clock       it is 9"), "{ended:?}");
     assert!(
@@ -203,7 +203,7 @@ fn what_the_service_says_against_the_key_the_clock_or_the_runner_has_its_line() 
             .contains(" s behind the service's\n                  -> let the host set its clock (NTP)"),
         "{ended:?}"
     );
-    server.set_clock_ahead(-4000.0, || ());
+    server.set_clock_ahead(-4005.0, || ());
     fails(check(&project).server(&server), &["fail  clock       it is 400", " s ahead of the service's\n"]);
     server.take_violations();
     server.set_clock_ahead(0.0, || ());

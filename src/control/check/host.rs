@@ -30,9 +30,8 @@ pub(super) fn look_at(
     limit: Duration,
     report: &mut Report,
 ) -> Option<Known> {
-    let project = find_project(load, environment, report);
+    let project = find_project(load, environment, report)?;
     look_at_state(load, environment, report);
-    let project = project?;
     let deadline = Instant::now() + limit;
     let mut probe = match Probe::begin(&project) {
         Ok(probe) => probe,
@@ -84,8 +83,12 @@ fn find_project(load: &Load, environment: &Environment, report: &mut Report) -> 
 }
 
 fn look_at_state(load: &Load, environment: &Environment, report: &mut Report) {
-    // Without a project there may be no place for its state, which has been said.
-    let Ok(path) = state_path(&load.place, environment) else { return };
+    let path = match state_path(&load.place, environment) {
+        Ok(path) => path,
+        Err(super::Error::Configuration(why) | super::Error::Failed(why)) => {
+            return report.add(with_remedy("state", &why, "name a directory with --state-dir"));
+        }
+    };
     match state::look_at(&path) {
         Ok(()) if path.exists() => {
             report.add(Finding::ok("state", format!("'{}' is this user's alone", path.display())));
