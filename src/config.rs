@@ -436,6 +436,13 @@ impl<'a> Reader<'a> {
             Raw::Setting(value) => value.as_str().unwrap_or_default(),
             Raw::Default => return None,
         };
+        if text.starts_with("dc_") {
+            // The key itself, by mistake: it is not shown.
+            let name = format!("{}API_KEY_FILE", self.prefix);
+            self.problems
+                .push(Problem(format!("{name} is '********', but must be the absolute path of a file")));
+            return None;
+        }
         if !text.starts_with('/') {
             self.refuse("API_KEY_FILE", &raw, "an absolute path");
             return None;

@@ -110,11 +110,15 @@ pub fn prepare(path: &Path) -> Result<(), Error> {
 /// # Errors
 /// Why not, and what to do about it.
 pub fn look_at(path: &Path) -> Result<(), String> {
-    if fs::symlink_metadata(path).is_ok() {
-        check_private(path).and_then(|()| check_way_to(path))?;
+    let executions = path.join(EXECUTIONS);
+    for directory in [path, &executions].into_iter().filter(|path| fs::symlink_metadata(path).is_ok()) {
+        check_private(directory)?;
     }
+    check_way_to(path)?;
     let there = path.ancestors().find(|above| above.exists()).unwrap_or(path);
-    sys::may_write(there).map_err(|e| {
+    let usable =
+        if there.is_dir() { sys::may_write(there) } else { Err(io::ErrorKind::NotADirectory.into()) };
+    usable.map_err(|e| {
         format!(
             "the state directory '{}' cannot be used: '{}' cannot be written to: {e}; name another one with --state-dir",
             path.display(),
@@ -126,11 +130,13 @@ pub fn look_at(path: &Path) -> Result<(), String> {
 /// Checks that nobody can put another directory in the place of this one: none above it may be everybody's to write, unless
 /// it is sticky as `/tmp` is.
 fn check_way_to(path: &Path) -> Result<(), String> {
-    let path = path.canonicalize().map_err(|e| format!("cannot look at '{}': {e}", path.display()))?;
+    // What is missing will be made where the rest of the way leads to.
+    let above = path.ancestors().skip(1).find(|above| above.exists()).unwrap_or(Path::new("/"));
+    let above = above.canonicalize().map_err(|e| format!("cannot look at '{}': {e}", above.display()))?;
     let is_open = |above: &&Path| {
         fs::metadata(above).is_ok_and(|meta| meta.mode() & 0o002 != 0 && meta.mode() & 0o1000 == 0)
     };
-    match path.ancestors().skip(1).find(is_open) {
+    match above.ancestors().find(is_open) {
         None => Ok(()),
         Some(above) => Err(format!(
             "everybody can write to '{}', in which the state directory '{}' is, and put another one in its place: run \
@@ -317,7 +323,11 @@ fn absolute(path: &Path) -> Result<PathBuf, String> {
     std::path::absolute(path).map_err(|e| format!("cannot use the state directory '{}': {e}", path.display()))
 }
 
+/// The directory itself is nobody else's business; those above it may be the way to other projects' state.
 fn make_private(path: &Path) -> io::Result<()> {
+    if let Some(above) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(above)?;
+    }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
@@ -356,6 +366,8 @@ mod tests {
         let path = temp.path().join("a/b");
         let mut state = StateDir::open(path.clone()).unwrap();
         assert_eq!(fs::metadata(state.path()).unwrap().mode() & 0o777, 0o700);
+        let above = fs::metadata(temp.path().join("a")).unwrap().mode();
+        assert_eq!(above & 0o755, 0o755, "another user's state may be below it");
         assert!(!state.keep().unwrap());
         fs::remove_dir_all(&path).unwrap();
         assert!(state.keep().unwrap() && !state.keep().unwrap());

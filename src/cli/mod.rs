@@ -170,7 +170,7 @@ fn shim(parser: &mut lexopt::Parser) -> Result<Command, String> {
 /// `help`, or `help SUBCOMMAND`.
 fn help_about(parser: &mut lexopt::Parser) -> Result<Command, String> {
     match parser.next().map_err(|e| usage_error(&e.to_string(), None))? {
-        Some(lexopt::Arg::Value(name)) => {
+        Some(lexopt::Arg::Value(name)) if name != "help" => {
             find_subcommand(&name.to_string_lossy()).map(|sub| Command::Print(help::details(sub)))
         }
         _ => Ok(Command::Print(help::overview())),

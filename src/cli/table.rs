@@ -1,8 +1,7 @@
 //! The table of subcommands and options: parser, help texts, man page, completions and the README's reference are all
 //! made of it.
 //!
-//! A paragraph that begins with a space is an example, and stands as it is. `CODE` marks in texts (backticks) become
-//! whatever the document has for them.
+//! A paragraph that begins with a space is an example, and stands as it is.
 
 /// One option.
 pub struct Opt {
@@ -316,7 +315,7 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
         ],
         notes: &[
             "Each line is ok, warn or fail, and says what to do. It takes less than 15 s, whatever hangs, and changes \
-                  nothing on this host. Run it as the user and with the environment of the runner.",
+                  nothing on this host but for the bytecode that Python keeps. Run it as the user and with the environment of the runner.",
         ],
         exits: &[(0, "nothing fails"), (1, "something does")],
     },

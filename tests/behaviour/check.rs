@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::support::project::{Project, django_project, fake_project, fake_project_with_settings};
 use crate::support::proxy::Proxy;
@@ -79,7 +80,7 @@ fn arguments_that_are_left_open_are_warned_of_and_bound_ones_listed() {
         "warn  policy      dumpdata may run with any arguments, and its arguments may name files or code (-o/--output)\n",
         "warn  policy      loaddata may run with any arguments, and its arguments may name files or code (fixture)\n",
         "warn  policy      test may run with any arguments, and it imports and runs the code of whatever directory",
-        "                  -> bind it to certain arguments in DJANGOCOMMAND_BOUND_COMMANDS, or disallow it\n",
+        "                  -> bind it to certain arguments in DJANGOCOMMAND_BOUND_COMMANDS, or leave it out of DJANGOCOMMAND_ALLOWED_COMMANDS\n",
         "ok    policy      migrate may run with exactly: --plan | All\n",
         "warn  policy      'flush' is bound to certain arguments, but may not run at all\n",
         "warn  policy      a command does not load: broken: ",
@@ -147,6 +148,31 @@ fn what_is_wrong_on_the_host_fails_with_what_to_do_and_nothing_is_sent() {
                 state.path().display()
             ),
             "                  -> run chmod 700 on it\n",
+        ],
+    );
+    let (open, state) = (TempDir::new().unwrap(), StateDir::new());
+    fs::set_permissions(open.path(), Permissions::from_mode(0o777)).unwrap();
+    let below = Runner::in_project(&fine).subcommand("check").without_state_dir().arg("--state-dir");
+    fails(
+        below.arg(open.path().join("later")).env("DJANGOCOMMAND_API_KEY", KEY).arg("--offline"),
+        &[&format!("fail  state       everybody can write to '{}'", open.path().display())],
+    );
+    fs::create_dir(state.path().join("executions")).unwrap();
+    fs::set_permissions(state.path().join("executions"), Permissions::from_mode(0o777)).unwrap();
+    fails(
+        check(&fine).server(&server).state_dir(&state).arg("--offline"),
+        &["fail  state       others can write to"],
+    );
+    fails(
+        check(&fine).server(&server).env("DJANGOCOMMAND_CA_BUNDLE", "/nonexistent").arg("--offline"),
+        &[
+            "fail  network     the certificates in '/nonexistent', which DJANGOCOMMAND_CA_BUNDLE names, cannot be used",
+        ],
+    );
+    fails(
+        check(&fine).server(&server).env("DJANGOCOMMAND_API_KEY_FILE", "dc_by_mistake").arg("--offline"),
+        &[
+            "fail  key         DJANGOCOMMAND_API_KEY_FILE is '********', but must be the absolute path of a file",
         ],
     );
     server.state(|state| assert_eq!(state.requests.len(), 0, "{}", state.log()));

@@ -25,7 +25,8 @@ if asked["proxy"]:
 else:
     connection = http.client.HTTPSConnection(host, port, timeout=asked["timeout"], context=context)
 connection.connect()
-# The two times of its validity (X.509, RFC 5280, 4.1.2.5): a sequence of them is in a certificate once.
+# The two times of its validity (X.509, RFC 5280, 4.1.2.5). An issuer could write the like into its name, in front of
+# them; this is only for people to read, of a certificate that the runner has found good.
 either = rb"(?:\x17\x0d(\d{12})|\x18\x0f(\d{14}))Z"
 found = re.search(rb"\x30[\x1e\x20\x22]" + either + either, connection.sock.getpeercert(True))
 short, long = found.group(3), found.group(4)

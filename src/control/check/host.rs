@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{Finding, Report};
+use crate::api::Client;
 use crate::cli::Load;
 use crate::config::{Config, Environment};
 use crate::control::{find_runner, state_path};
@@ -40,8 +41,12 @@ pub(super) fn look_at(
             return None;
         }
     };
-    let facts = ask_django(&mut probe, deadline, report)?;
+    let facts = ask_django(&mut probe, limit, report)?;
     let config = settle(load, &facts, environment, report)?;
+    if let Err(why) = Client::new(&config, environment) {
+        report.add(Finding::fail("network", why, "start ends with exit code 78 until this is mended"));
+        return None;
+    }
     let catalogue = ask_commands(&mut probe, &facts, &config, deadline, report)?;
     Some(Known { project, facts, config, catalogue })
 }
@@ -131,11 +136,11 @@ fn look_at_room(path: &Path, report: &mut Report) {
     });
 }
 
-fn ask_django(probe: &mut Probe, deadline: Instant, report: &mut Report) -> Option<Facts> {
+fn ask_django(probe: &mut Probe, limit: Duration, report: &mut Report) -> Option<Facts> {
     let began = Instant::now();
-    match probe.facts(deadline.saturating_duration_since(began)) {
+    match probe.facts(limit) {
         None => {
-            report.add(too_slow(began));
+            report.add(too_slow(limit));
             None
         }
         Some(Err(why)) => {
@@ -158,10 +163,10 @@ fn ask_django(probe: &mut Probe, deadline: Instant, report: &mut Report) -> Opti
     }
 }
 
-fn too_slow(began: Instant) -> Finding {
+fn too_slow(limit: Duration) -> Finding {
     let text = format!(
         "the project has not loaded within {} s (start waits up to {} s)",
-        began.elapsed().as_secs_f64().round(),
+        limit.as_secs(),
         TIME_LIMIT.as_secs()
     );
     Finding::fail("django", text, "look what its settings and apps wait for: a network, a database, a lock")
@@ -178,14 +183,20 @@ fn settle(load: &Load, facts: &Facts, environment: &Environment, report: &mut Re
         report.add(Finding::ok(name, line.clone()));
     }
     for line in warnings {
-        report.add(Finding::warn("setting", line.clone(), "keep one of them, so that nobody has to guess"));
+        report.add(Finding::warn(
+            "setting",
+            line.clone(),
+            "mend it, so that nobody has to guess which is meant",
+        ));
     }
     match settled {
         Ok(config) => Some(config),
         Err(unusable) => {
             for problem in &unusable.problems {
                 let text = problem.to_string();
-                let name = if text.contains("API_KEY") { "key" } else { "setting" };
+                let is_key =
+                    ["API_KEY", "key file", "systemd credential"].iter().any(|part| text.contains(part));
+                let name = if is_key { "key" } else { "setting" };
                 report.add(Finding::fail(name, text, "start ends with exit code 78 until this is mended"));
             }
             None
@@ -200,14 +211,14 @@ fn ask_commands(
     deadline: Instant,
     report: &mut Report,
 ) -> Option<Catalogue> {
-    let began = Instant::now();
     if let Err(why) = probe.ask_for_catalogue(facts, config) {
         report.add(Finding::fail("commands", why, "report this as a bug"));
         return None;
     }
-    match probe.catalogue(deadline.saturating_duration_since(began)) {
+    match probe.catalogue(deadline.saturating_duration_since(Instant::now())) {
         None => {
-            report.add(too_slow(began));
+            let next = "look which command's module waits for something when it is imported";
+            report.add(Finding::fail("commands", "the commands have not loaded in time", next));
             None
         }
         Some(Err(why)) => {

@@ -1,6 +1,6 @@
 //! `check`: what a user runs who is stuck, and an installation before it goes live.
 //!
-//! Each line is ok, warn or fail; what is not ok says what to do. Nothing on this host is changed, and no runner is
+//! Each line is ok, warn or fail; what is not ok says what to do. Nothing on this host is changed, but for the bytecode that Python keeps, and no runner is
 //! disturbed: what it would find is looked at, not tried. All of it ends in time, whatever hangs.
 
 mod host;

@@ -10,7 +10,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ureq::{Proxy, ProxyProtocol};
+use ureq::ProxyProtocol;
 
 use super::host::Known;
 use super::{Finding, Report};
@@ -23,6 +23,8 @@ use crate::timer::{iso_8601, unix_now};
 const CERTIFICATE_SCRIPT: &str = include_str!("certificate.py");
 /// How long one connection may take, and one request.
 const STEP_LIMIT: Duration = Duration::from_secs(4);
+/// What a step that may be left out must leave of the time, which Python needs to begin and to end.
+const RESERVE: Duration = Duration::from_secs(1);
 /// How far a clock may be off before it is worth a word.
 const SKEW_NOTICED: f64 = 30.0;
 /// How long before its end a certificate is worth a word: whoever renews them by themselves does so earlier.
@@ -31,7 +33,7 @@ const CERTIFICATE_ENDS_SOON: f64 = 14.0 * 86_400.0;
 /// Looks at every step of the way, in order, until `deadline`.
 pub(super) fn look_at(known: Known, environment: Environment, deadline: Instant, report: &mut Report) {
     let (sender, findings) = mpsc::channel();
-    thread::spawn(move || Way { known, environment, sender }.walk());
+    thread::spawn(move || Way { known, environment, sender, deadline }.walk());
     loop {
         match findings.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(finding) => report.add(finding),
@@ -51,6 +53,7 @@ struct Way {
     known: Known,
     environment: Environment,
     sender: Sender<Finding>,
+    deadline: Instant,
 }
 
 impl Way {
@@ -122,22 +125,32 @@ impl Way {
     fn try_key(&self, client: &Client) {
         let Known { facts, config, catalogue, project } = &self.known;
         let trial = client.try_out(&facts.python_version, &facts.django_version, &catalogue.hash);
-        if config.server.is_https() && trial.is_answered {
+        let has_tls = config.server.is_https() && trial.is_answered;
+        if has_tls {
             self.say(Finding::ok("tls", format!("the certificate of '{}' is good", config.server.host())));
-            self.say(certificate_end(project, config, client));
         }
-        if let Some(finding) = clock(&trial) {
+        // What is not the service may say any time.
+        if let Some(finding) = clock(&trial).filter(|_| !is_unreachable(&trial.result)) {
             self.say(finding);
         }
-        match trial.result {
-            Ok(heartbeat) => said(&heartbeat).into_iter().for_each(|finding| self.say(finding)),
-            Err(failure) => self.say(not_accepted(&failure, trial.is_answered, config)),
+        match &trial.result {
+            Ok(heartbeat) => said(heartbeat).into_iter().for_each(|finding| self.say(finding)),
+            Err(failure) => self.say(not_accepted(failure, trial.is_answered, config)),
+        }
+        // The last step, because it is the least: without time for it, it is left out.
+        let left = self.deadline.saturating_duration_since(Instant::now()).saturating_sub(RESERVE);
+        if has_tls && left > RESERVE {
+            self.say(certificate_end(project, config, client, left.min(STEP_LIMIT)));
         }
     }
 }
 
-fn certificate_end(project: &Project, config: &Config, client: &Client) -> Finding {
-    match ask_certificate(project, config, client) {
+fn is_unreachable<T>(result: &Result<T, Failure>) -> bool {
+    matches!(result, Err(Failure::Unreachable { .. }))
+}
+
+fn certificate_end(project: &Project, config: &Config, client: &Client, limit: Duration) -> Finding {
+    match ask_certificate(project, config, client, limit) {
         Err(why) => Finding::ok("tls", format!("when the certificate ends could not be seen: {why}")),
         Ok(end) => {
             let days = (end - unix_now()) / 86_400.0;
@@ -152,11 +165,16 @@ fn certificate_end(project: &Project, config: &Config, client: &Client) -> Findi
 }
 
 /// When the server's certificate ends, in Unix seconds, by the project's Python.
-fn ask_certificate(project: &Project, config: &Config, client: &Client) -> Result<f64, String> {
+fn ask_certificate(
+    project: &Project,
+    config: &Config,
+    client: &Client,
+    limit: Duration,
+) -> Result<f64, String> {
     let proxy = client.proxy();
-    let is_http = |proxy: &Proxy| matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https);
-    if proxy.is_some_and(|proxy| !is_http(proxy)) {
-        return Err("Python knows no way through a SOCKS proxy".to_owned());
+    // To another kind of proxy Python would speak in clear, user and password included.
+    if proxy.is_some_and(|proxy| proxy.protocol() != ProxyProtocol::Http) {
+        return Err("Python knows no way through such a proxy".to_owned());
     }
     let proxy = proxy.map(|proxy| {
         let (user, password) = (proxy.username(), proxy.password());
@@ -164,7 +182,7 @@ fn ask_certificate(project: &Project, config: &Config, client: &Client) -> Resul
     });
     let server = &config.server;
     let question = serde_json::json!({
-        "host": server.host(), "port": server.port(), "proxy": proxy, "timeout": STEP_LIMIT.as_secs(),
+        "host": server.host(), "port": server.port(), "proxy": proxy, "timeout": limit.as_secs_f64() / 2.0,
     });
     let mut command = Command::new(&project.python);
     command.args(["-I", "-c", CERTIFICATE_SCRIPT]);
@@ -233,9 +251,13 @@ fn not_accepted(failure: &Failure, is_answered: bool, config: &Config) -> Findin
             text,
             "is SERVER_URL the service's, with nothing in between? Or try again later",
         ),
-        _ if config.server.is_https() => {
+        _ if config.server.is_https() && text.contains("certificate") => {
             Finding::fail("tls", text, "nothing is sent to a server whose certificate is not good")
         }
-        _ => Finding::fail("service", text, "what listens there does not speak HTTP, or does not answer"),
+        _ => Finding::fail(
+            "service",
+            text,
+            "what takes the connection does not go on as the service would: look at proxies and firewalls on the way, and at the port",
+        ),
     }
 }

@@ -40,7 +40,7 @@ pub(super) fn look_at(known: &Known, report: &mut Report) {
         report.add(Finding::warn(
             "policy",
             format!("a command does not load: {why}"),
-            "mend it, or disallow it",
+            format!("mend it, or {}", forbid(policy)),
         ));
     }
     for name in &allowed {
@@ -64,6 +64,14 @@ fn how_many(policy: &Policy, allowed: usize, found: usize) -> Finding {
         }
         Mode::Allowlist(_) => Finding::ok("policy", format!("{text}: those that are listed")),
         Mode::Blocklist(_) => Finding::ok("policy", format!("{text}: all that are not listed, new ones too")),
+    }
+}
+
+/// What keeps a command from running.
+fn forbid(policy: &Policy) -> String {
+    match &policy.mode {
+        Mode::Allowlist(_) => format!("leave it out of {}ALLOWED_COMMANDS", policy.prefix),
+        Mode::Blocklist(_) => format!("add it to {}DISALLOWED_COMMANDS", policy.prefix),
     }
 }
 
@@ -103,6 +111,6 @@ fn look_at_command(name: &str, known: &Known, report: &mut Report) {
     report.add(Finding::warn(
         "policy",
         format!("{name} may run with any arguments, and {what}"),
-        format!("bind it to certain arguments in {}BOUND_COMMANDS, or disallow it", policy.prefix),
+        format!("bind it to certain arguments in {}BOUND_COMMANDS, or {}", policy.prefix, forbid(policy)),
     ));
 }
