@@ -24,9 +24,11 @@ pub fn bash() -> String {
         let Some(value) = opt.value else { continue };
         let reply = match value.kind {
             Kind::Directory => {
-                "compopt -o filenames; COMPREPLY=($(compgen -d -- \"$cur\")); return".to_owned()
+                "compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- \"$cur\"); return".to_owned()
             }
-            Kind::File => "compopt -o filenames; COMPREPLY=($(compgen -f -- \"$cur\")); return".to_owned(),
+            Kind::File => {
+                "compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- \"$cur\"); return".to_owned()
+            }
             Kind::OneOf(words) => {
                 format!("COMPREPLY=($(compgen -W '{}' -- \"$cur\")); return", words.join(" "))
             }

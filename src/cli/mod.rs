@@ -296,7 +296,8 @@ fn unit() -> String {
     const UNIT: &str = include_str!("djangocommand@.service");
     const INSTALLED: &str = "/usr/local/bin/djangocommand";
     let binary = std::env::current_exe().unwrap_or_else(|_| PathBuf::from(INSTALLED));
-    UNIT.replace(INSTALLED, &binary.to_string_lossy())
+    let name = binary.to_string_lossy().replace('%', "%%");
+    UNIT.replace(INSTALLED, &if name.contains(' ') { format!("\"{name}\"") } else { name })
 }
 
 impl Values {

@@ -270,6 +270,16 @@ fn the_way_to_the_service_is_shown_with_roots_proxy_and_the_end_of_the_certifica
     }
     assert_eq!(proxy.heads().len(), 2, "one for the heartbeat, one for the certificate");
     assert!(!ended.stdout.contains("pa ss") && !ended.stdout.contains("pa%20ss"), "{ended:?}");
+    // To a proxy behind TLS Python would show the password in clear, so it is not asked.
+    let proxy_identity = secure.authority.certify(&["127.0.0.1"], Validity::Now);
+    let by_tls = TlsFront::start(proxy_identity, proxy.address());
+    let by_tls = by_tls.url("127.0.0.1").replace("https://", "https://user:pa%20ss@");
+    let ended = ours(&secure.url()).env("https_proxy", by_tls).run_to_end(SOON);
+    assert!(
+        ended.stdout.contains("could not be seen: Python knows no way through such a proxy"),
+        "{ended:?}"
+    );
+    assert_eq!(proxy.heads().len(), 3, "one more, for the heartbeat");
     let stranger = Authority::called("stranger").certify(&["127.0.0.1"], Validity::Now);
     let stranger = TlsFront::start(stranger, secure.server.address());
     fails(

@@ -56,20 +56,22 @@ fn bash_completes_subcommands_options_and_what_they_take() {
     let temp = TempDir::new().unwrap();
     fs::write(temp.path().join("completions"), completions).unwrap();
     fs::create_dir(temp.path().join("project")).unwrap();
+    fs::create_dir(temp.path().join("my project")).unwrap();
     for (typed, expected) in [
-        ("djangocommand st", "start stop status"),
+        ("djangocommand st", "start,stop,status"),
         ("djangocommand --dr", "--drain"),
         ("djangocommand stop --t", "--timeout"),
-        ("djangocommand start --log-format ''", "time plain"),
+        ("djangocommand start --log-format ''", "time,plain"),
         ("djangocommand -C proj", "project"),
-        ("djangocommand -C project st", "start stop status"),
+        ("djangocommand -C my", "my project"),
+        ("djangocommand -C project st", "start,stop,status"),
         ("djangocommand logs --state-dir proj", "project"),
-        ("djangocommand generate m", "man markdown"),
+        ("djangocommand generate m", "man,markdown"),
         ("djangocommand start --drain ''", ""),
     ] {
         let script = format!(
             "compopt() {{ :; }}; . ./completions; COMP_WORDS=({typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
-             _djangocommand; echo \"${{COMPREPLY[*]}}\""
+             _djangocommand; IFS=,; echo \"${{COMPREPLY[*]}}\""
         );
         let output = Command::new("bash").args(["-c", &script]).current_dir(temp.path()).output().unwrap();
         assert_eq!(stdout(output).trim(), expected, "{typed}");
