@@ -150,6 +150,12 @@ fn what_is_wrong_on_the_host_fails_with_what_to_do_and_nothing_is_sent() {
             "                  -> run chmod 700 on it\n",
         ],
     );
+    server.state(|state| assert_eq!(state.requests.len(), 0, "{}", state.log()));
+}
+
+#[test]
+fn what_start_would_refuse_of_directories_certificates_and_key_files_is_seen_offline() {
+    let (server, fine) = (Server::start(), fake_project());
     let (open, state) = (TempDir::new().unwrap(), StateDir::new());
     fs::set_permissions(open.path(), Permissions::from_mode(0o777)).unwrap();
     let below = Runner::in_project(&fine).subcommand("check").without_state_dir().arg("--state-dir");
