@@ -32,13 +32,17 @@ static: $(STATIC)
 
 # The linker comes with Rust, and only ring's C wants a compiler of the target. Packed relocations, frames that have a
 # pointer, and functions of the same code folded into one (nothing here compares functions) spare 170 kB. The paths of this
-# machine stay out of the binary, so that two builds of one commit are the same, byte for byte.
+# machine stay out of the binary, so that two builds of one commit are the same, byte for byte: also those of Rust's own
+# sources, which the compiler names where they are installed (rust-src).
+SYSROOT := $(shell rustc --print sysroot 2>/dev/null)
+RUST_COMMIT := $(shell rustc -vV 2>/dev/null | sed -n 's/^commit-hash: //p')
 $(STATIC): export CC_x86_64_unknown_linux_musl ?= $(if $(filter x86_64,$(shell uname -m)),gcc,x86_64-linux-gnu-gcc)
 $(STATIC): export CC_aarch64_unknown_linux_musl ?= $(if $(filter aarch64,$(shell uname -m)),gcc,aarch64-linux-gnu-gcc)
 $(STATIC): export CFLAGS := -ffile-prefix-map=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
 $(STATIC): export RUSTFLAGS := -C linker=rust-lld -C link-arg=--pack-dyn-relocs=relr -C link-arg=--icf=all \
 	-C force-frame-pointers=yes \
-	--remap-path-prefix=$(CURDIR)=/djangocommand --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
+	--remap-path-prefix=$(CURDIR)=/djangocommand --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo \
+	--remap-path-prefix=$(SYSROOT)/lib/rustlib/src/rust=/rustc/$(RUST_COMMIT)
 $(STATIC): target/%/release/djangocommand: $(SOURCES)
 	cargo build --release --locked --target $*
 
@@ -106,7 +110,7 @@ fuzz:
 	done
 
 # What is measured is what is shipped: the static binary, if the target for it is installed.
-MUSL := $(shell rustc --print sysroot 2>/dev/null)/lib/rustlib/$(shell uname -m)-unknown-linux-musl
+MUSL := $(SYSROOT)/lib/rustlib/$(shell uname -m)-unknown-linux-musl
 MEASURED := $(if $(wildcard $(MUSL)),$(OF_HOST),target/release/djangocommand)
 # Compares with the published Python runner, in 25 minutes: `make bench RUNS=9`, `make bench ONLY=status,idle`, and
 # `make bench QUICK=1` for a look. Only root may see how much memory a runner takes.
