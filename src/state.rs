@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use crate::config::Environment;
 use crate::sys;
 
+/// The last part of a state directory's path where that is made of the project's; `djangocommand@.service` has it too.
+const OF_PROJECT: &str = ".state";
 /// Below the state directory: where each execution has its own.
 const EXECUTIONS: &str = "executions";
 
@@ -301,8 +303,9 @@ pub fn choose(
     }
     let root = root()?;
     // Below it stands the project's path as it is: under systemd a name that is escaped is no name of a state directory.
-    let project = root.strip_prefix("/").unwrap_or(&root);
-    let of_system = Path::new("/var/lib/djangocommand").join(project);
+    // Behind that is a name of its own, so that no project's state lies in that of one above it.
+    let project = root.strip_prefix("/").unwrap_or(&root).join(OF_PROJECT);
+    let of_system = Path::new("/var/lib/djangocommand").join(&project);
     // Where a service manager has made it for this user, that is where the user's runner is.
     let is_ours = || fs::symlink_metadata(&of_system).is_ok_and(|meta| meta.uid() == sys::effective_uid());
     if sys::effective_uid() == 0 || is_ours() {

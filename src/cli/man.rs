@@ -6,7 +6,7 @@ use super::table::{ABOUT, EXITS, GROUPS, HELP, Opt, SIGNALS, SUBCOMMANDS, Subcom
 
 const FILES: &[(&str, &str)] = &[
     ("manage.py", "What makes a directory a project; looked for in the working directory and above it."),
-    ("/var/lib/djangocommand/PROJECT, ~/.local/state/djangocommand/PROJECT", STATE_DIRECTORY),
+    ("/var/lib/djangocommand/PROJECT/.state, ~/.local/state/djangocommand/PROJECT/.state", STATE_DIRECTORY),
     (
         "/etc/djangocommand/PROJECT.env",
         "Environment variables of a runner under systemd, one NAME=value a line (/etc/djangocommand/srv/app.env for \

@@ -166,8 +166,8 @@ const PLACE_OPTIONS: &[Opt] = &[
         "state-dir",
         "DIR",
         Kind::Directory,
-        "Where state is kept. Else: $DJANGOCOMMAND_STATE_DIR, $STATE_DIRECTORY, /var/lib/djangocommand/PROJECT for root \
-         and for whom it belongs to, $XDG_STATE_HOME or ~/.local/state, then djangocommand/PROJECT.",
+        "Where state is kept. Else: $DJANGOCOMMAND_STATE_DIR, $STATE_DIRECTORY, /var/lib/djangocommand/PROJECT/.state for root \
+         and for whom it belongs to, $XDG_STATE_HOME or ~/.local/state, then djangocommand/PROJECT/.state.",
     ),
 ];
 

@@ -189,7 +189,8 @@ fn paths_may_have_spaces_and_letters_of_any_language() {
     let ran: Value = serde_json::from_str(&server.state(|state| state.execution(&id).stdout())).unwrap();
     assert_eq!(ran["cwd"], fs::canonicalize(project.dir()).unwrap().to_str().unwrap());
     let seen = done(&["status"], project.dir().to_str().unwrap());
-    let state = format!(".local/state/djangocommand{}\n", fs::canonicalize(project.dir()).unwrap().display());
+    let state =
+        format!(".local/state/djangocommand{}/.state\n", fs::canonicalize(project.dir()).unwrap().display());
     assert!(seen.contains(&state), "{state} is not in {seen}");
     done(&["reload"], "reloaded\n");
     done(&["restart", "-d"], "started: PID ");

@@ -352,5 +352,6 @@ impl Home {
     fn project_below(&self, base: PathBuf) -> PathBuf {
         base.join("djangocommand")
             .join(fs::canonicalize(self.project.dir()).unwrap().strip_prefix("/").unwrap())
+            .join(".state")
     }
 }
