@@ -11,6 +11,11 @@ pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
         .map(|(_, name)| name)
 }
 
+/// The end of a message about `typed`: what it probably means, with `prefix` before the name, or nothing.
+pub fn hint<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>, prefix: &str) -> String {
+    nearest(typed, known).map_or_else(String::new, |name| format!("; did you mean '{prefix}{name}'?"))
+}
+
 /// Levenshtein distance: insertions, deletions and replacements of one character.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();

@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use super::table::{ABOUT, EXITS, HELP, Opt, SUBCOMMANDS, Subcommand, VERSION};
+use crate::terminal::Look;
 
-const WIDTH: usize = 80;
+const LOOK: Look = Look { width: Some(80), is_coloured: false };
 /// Where the help of an option begins.
 const OPTION_INDENT: usize = 26;
 
@@ -52,32 +53,11 @@ fn exits(text: &mut String, exits: &[(u8, &str)]) {
 
 /// A term, and what is said about it in a column of its own.
 fn entry(text: &mut String, term: &str, width: usize, about: &str) {
-    let _ = write!(text, "  {term:<width$}");
-    wrap(text, about, width + 2);
+    let _ = writeln!(text, "  {term:<width$}{}", LOOK.wrap(about, width + 2));
 }
 
 fn paragraph(text: &mut String, paragraph: &str) {
-    if paragraph.starts_with(' ') {
-        let _ = writeln!(text, "{paragraph}");
-    } else {
-        wrap(text, paragraph, 0);
-    }
-}
-
-/// The words of a text, on as many lines as they need. The first one begins where `text` ends, which is at `indent`.
-fn wrap(text: &mut String, words: &str, indent: usize) {
-    let mut column = indent;
-    for word in words.split(' ') {
-        let length = word.chars().count();
-        if column + 1 + length > WIDTH {
-            let _ = write!(text, "\n{:indent$}", "");
-            column = indent;
-        }
-        if column > indent {
-            text.push(' ');
-        }
-        text.push_str(word);
-        column += length + 1;
-    }
-    text.push('\n');
+    let is_example = paragraph.starts_with(' ');
+    let shown = if is_example { paragraph.to_owned() } else { LOOK.wrap(paragraph, 0) };
+    let _ = writeln!(text, "{shown}");
 }

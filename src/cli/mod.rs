@@ -180,7 +180,7 @@ fn help_about(parser: &mut lexopt::Parser) -> Result<Command, String> {
 fn find_subcommand(name: &str) -> Result<&'static Subcommand, String> {
     SUBCOMMANDS.iter().find(|sub| sub.name == name).ok_or_else(|| {
         let names = SUBCOMMANDS.iter().map(|sub| sub.name).chain(["help"]);
-        let hint = near::nearest(name, names).map_or_else(String::new, |n| format!("; did you mean '{n}'?"));
+        let hint = near::hint(name, names, "");
         usage_error(&format!("unknown subcommand '{}'{hint}", crate::log::printable(name)), None)
     })
 }
@@ -196,10 +196,11 @@ fn find_option(sub: Option<&'static Subcommand>, arg: lexopt::Arg<'_>) -> Result
         lexopt::Arg::Value(_) => None,
     };
     let hint = match arg {
-        lexopt::Arg::Long(long) => near::nearest(long, known().filter(|o| o.is_shown()).map(|o| o.long)),
-        _ => None,
+        lexopt::Arg::Long(long) => {
+            near::hint(long, known().filter(|opt| opt.is_shown()).map(|opt| opt.long), "--")
+        }
+        _ => String::new(),
     };
-    let hint = hint.map_or_else(String::new, |name| format!("; did you mean '--{name}'?"));
     found.ok_or_else(|| usage_error(&format!("{}{hint}", arg.unexpected()), sub))
 }
 
@@ -283,8 +284,7 @@ fn document(name: &str) -> Result<String, String> {
         "systemd" => unit(),
         "markdown" => markdown::reference(),
         other => {
-            let hint = near::nearest(other, DOCUMENTS.iter().copied());
-            let hint = hint.map_or_else(String::new, |name| format!("; did you mean '{name}'?"));
+            let hint = near::hint(other, DOCUMENTS.iter().copied(), "");
             let other = crate::log::printable(other);
             return Err(format!("DOCUMENT is '{other}', but must be one of {}{hint}", DOCUMENTS.join(", ")));
         }

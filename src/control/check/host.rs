@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Finding, Report};
+use super::{Finding, Report, STEP_LIMIT};
 use crate::api::Client;
 use crate::cli::Load;
 use crate::config::{Config, Environment};
@@ -21,6 +21,8 @@ pub(super) struct Known {
     pub(super) project: Project,
     pub(super) facts: Facts,
     pub(super) config: Config,
+    /// It takes little time for a request, whatever the settings say.
+    pub(super) client: Client,
     pub(super) catalogue: Catalogue,
 }
 
@@ -42,13 +44,17 @@ pub(super) fn look_at(
         }
     };
     let facts = ask_django(&mut probe, limit, report)?;
-    let config = settle(load, &facts, environment, report)?;
-    if let Err(why) = Client::new(&config, environment) {
-        report.add(Finding::fail("network", why, "start ends with exit code 78 until this is mended"));
-        return None;
-    }
+    let mut config = settle(load, &facts, environment, report)?;
+    config.request_timeout = config.request_timeout.min(STEP_LIMIT);
+    let client = match Client::new(&config, environment) {
+        Ok(client) => client,
+        Err(why) => {
+            report.add(Finding::fail("network", why, "start ends with exit code 78 until this is mended"));
+            return None;
+        }
+    };
     let catalogue = ask_commands(&mut probe, &facts, &config, deadline, report)?;
-    Some(Known { project, facts, config, catalogue })
+    Some(Known { project, facts, config, client, catalogue })
 }
 
 fn find_project(load: &Load, environment: &Environment, report: &mut Report) -> Option<Project> {

@@ -1,7 +1,8 @@
 //! `check`: what a user runs who is stuck, and an installation before it goes live.
 //!
-//! Each line is ok, warn or fail; what is not ok says what to do. Nothing on this host is changed, but for the bytecode that Python keeps, and no runner is
-//! disturbed: what it would find is looked at, not tried. All of it ends in time, whatever hangs.
+//! Each line is ok, warn or fail; what is not ok says what to do. Nothing on this host is changed, but for the bytecode
+//! that Python keeps, and no runner is disturbed: what it would find is looked at, not tried. All of it ends in time,
+//! whatever hangs.
 
 mod host;
 mod network;
@@ -22,6 +23,8 @@ use crate::terminal::{Colour, Look, pad};
 const TIME_LIMIT: Duration = Duration::from_secs(14);
 /// How long the project may take to load. `start` gives it more, but whoever waits here wants to hear of it.
 const PROJECT_LIMIT: Duration = Duration::from_secs(8);
+/// How long one connection may take, and one request.
+const STEP_LIMIT: Duration = Duration::from_secs(4);
 /// Where a line's text begins.
 const INDENT: usize = 18;
 
@@ -140,7 +143,7 @@ pub fn check(load: Load, offline: bool, json: bool) -> Result<u8, Error> {
     }
     match known {
         _ if offline => {}
-        Some(known) => network::look_at(known, environment, deadline, &mut report),
+        Some(known) => network::look_at(known, deadline, &mut report),
         None => report.add(Finding::warn(
             "network",
             "not looked at, because project and settings are not known yet",

@@ -13,16 +13,13 @@ use std::time::{Duration, Instant};
 use ureq::ProxyProtocol;
 
 use super::host::Known;
-use super::{Finding, Report};
-use crate::api::{self, CLOCK_SKEW_MAX, Client, Failure, Heartbeat, Trial};
-use crate::config::{Config, Environment};
-use crate::project::Project;
+use super::{Finding, Report, STEP_LIMIT};
+use crate::api::{self, CLOCK_SKEW_MAX, Failure, Heartbeat, Trial};
+use crate::config::Config;
 use crate::sys::{self, Bond};
 use crate::timer::{iso_8601, unix_now};
 
 const CERTIFICATE_SCRIPT: &str = include_str!("certificate.py");
-/// How long one connection may take, and one request.
-const STEP_LIMIT: Duration = Duration::from_secs(4);
 /// What a step that may be left out must leave of the time, which Python needs to begin and to end.
 const RESERVE: Duration = Duration::from_secs(1);
 /// How far a clock may be off before it is worth a word.
@@ -31,9 +28,9 @@ const SKEW_NOTICED: f64 = 30.0;
 const CERTIFICATE_ENDS_SOON: f64 = 14.0 * 86_400.0;
 
 /// Looks at every step of the way, in order, until `deadline`.
-pub(super) fn look_at(known: Known, environment: Environment, deadline: Instant, report: &mut Report) {
+pub(super) fn look_at(known: Known, deadline: Instant, report: &mut Report) {
     let (sender, findings) = mpsc::channel();
-    thread::spawn(move || Way { known, environment, sender, deadline }.walk());
+    thread::spawn(move || Way { known, sender, deadline }.walk());
     loop {
         match findings.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(finding) => report.add(finding),
@@ -51,32 +48,18 @@ pub(super) fn look_at(known: Known, environment: Environment, deadline: Instant,
 
 struct Way {
     known: Known,
-    environment: Environment,
     sender: Sender<Finding>,
     deadline: Instant,
 }
 
 impl Way {
-    fn walk(mut self) {
-        let config = &mut self.known.config;
-        config.request_timeout = config.request_timeout.min(STEP_LIMIT);
-        let client = match Client::new(config, &self.environment) {
-            Ok(client) => client,
-            Err(why) => {
-                return self.say(Finding::fail(
-                    "network",
-                    why,
-                    "start ends with exit code 78 until this is mended",
-                ));
-            }
-        };
-        let Some(addresses) = self.look_up(&client) else { return };
-        self.say(Finding::ok(
-            "route",
-            format!("{} is reached {}", self.known.config.server.as_str(), client.route()),
-        ));
+    fn walk(self) {
+        let Known { config, client, .. } = &self.known;
+        let Some(addresses) = self.look_up() else { return };
+        let route = format!("{} is reached {}", config.server.as_str(), client.route());
+        self.say(Finding::ok("route", route));
         if self.connect(&addresses) {
-            self.try_key(&client);
+            self.try_key();
         }
     }
 
@@ -85,8 +68,8 @@ impl Way {
         let _ = self.sender.send(finding);
     }
 
-    fn look_up(&self, client: &Client) -> Option<Vec<SocketAddr>> {
-        let (host, port) = client.first_hop();
+    fn look_up(&self) -> Option<Vec<SocketAddr>> {
+        let (host, port) = self.known.client.first_hop();
         let began = Instant::now();
         match api::look_up(&host, port) {
             Ok(addresses) => {
@@ -122,8 +105,8 @@ impl Way {
         false
     }
 
-    fn try_key(&self, client: &Client) {
-        let Known { facts, config, catalogue, project } = &self.known;
+    fn try_key(&self) {
+        let Known { facts, config, client, catalogue, .. } = &self.known;
         let trial = client.try_out(&facts.python_version, &facts.django_version, &catalogue.hash);
         let has_tls = config.server.is_https() && trial.is_answered;
         if has_tls {
@@ -140,7 +123,7 @@ impl Way {
         // The last step, because it is the least: without time for it, it is left out.
         let left = self.deadline.saturating_duration_since(Instant::now()).saturating_sub(RESERVE);
         if has_tls && left > RESERVE {
-            self.say(certificate_end(project, config, client, left.min(STEP_LIMIT)));
+            self.say(certificate_end(&self.known, left.min(STEP_LIMIT)));
         }
     }
 }
@@ -149,8 +132,8 @@ fn is_unreachable<T>(result: &Result<T, Failure>) -> bool {
     matches!(result, Err(Failure::Unreachable { .. }))
 }
 
-fn certificate_end(project: &Project, config: &Config, client: &Client, limit: Duration) -> Finding {
-    match ask_certificate(project, config, client, limit) {
+fn certificate_end(known: &Known, limit: Duration) -> Finding {
+    match ask_certificate(known, limit) {
         Err(why) => Finding::ok("tls", format!("when the certificate ends could not be seen: {why}")),
         Ok(end) => {
             let days = (end - unix_now()) / 86_400.0;
@@ -165,12 +148,8 @@ fn certificate_end(project: &Project, config: &Config, client: &Client, limit: D
 }
 
 /// When the server's certificate ends, in Unix seconds, by the project's Python.
-fn ask_certificate(
-    project: &Project,
-    config: &Config,
-    client: &Client,
-    limit: Duration,
-) -> Result<f64, String> {
+fn ask_certificate(known: &Known, limit: Duration) -> Result<f64, String> {
+    let Known { project, config, client, .. } = known;
     let proxy = client.proxy();
     // To another kind of proxy Python would speak in clear, user and password included.
     if proxy.is_some_and(|proxy| proxy.protocol() != ProxyProtocol::Http) {

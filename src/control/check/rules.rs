@@ -24,8 +24,7 @@ pub(super) fn look_at(known: &Known, report: &mut Report) {
         found.iter().map(String::as_str).filter(|name| policy.admits(name).is_ok()).collect();
     report.add(how_many(policy, allowed.len(), found.len()));
     for (setting, name) in named(policy).filter(|(_, name)| !found.contains(*name)) {
-        let near = near::nearest(name, found.iter().map(String::as_str));
-        let near = near.map_or_else(String::new, |near| format!("; did you mean '{near}'?"));
+        let near = near::hint(name, found.iter().map(String::as_str), "");
         report.add(Finding::warn(
             "policy",
             format!(
