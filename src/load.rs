@@ -174,10 +174,11 @@ impl Loading {
         let Loader { environment, server_url, .. } = &self.loader;
         let config = Config::resolve(&facts.settings, environment, server_url.as_deref())
             .map_err(|unusable| Error::Configuration(unusable.to_string()))?;
+        // The project answers while all this is read and said here.
+        self.probe.ask_for_catalogue(&facts, &config).map_err(|why| probe_failed(&self.project, &why))?;
         config.effective.iter().for_each(|line| self.say(Level::Info, line.clone()));
         config.warnings.iter().for_each(|line| self.say(Level::Warning, line.clone()));
         let client = Client::new(&config, &self.loader.environment).map_err(Error::Configuration)?;
-        self.probe.ask_for_catalogue(&facts, &config).map_err(|why| probe_failed(&self.project, &why))?;
         Ok((facts, config, client))
     }
 
