@@ -19,8 +19,10 @@ use crate::config::{Config, Environment};
 
 /// A dead IPv6 route must not use up the time of the whole request.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// ureq's default of 128 KiB a buffer is half a megabyte of memory for no more speed.
-const BUFFER: usize = 16 * 1024;
+/// ureq's default is 128 KiB for each. A chunk of output goes out by so many pieces, for each of which the service is woken;
+/// what comes in is short.
+const OUTPUT_BUFFER: usize = 64 * 1024;
+const INPUT_BUFFER: usize = 16 * 1024;
 
 /// A whole answer, whatever its status.
 pub(super) struct Answer {
@@ -72,8 +74,8 @@ impl Transport {
             .proxy(proxy.map(|(proxy, _)| proxy))
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .user_agent(concat!("djangocommand/", env!("CARGO_PKG_VERSION")))
-            .input_buffer_size(BUFFER)
-            .output_buffer_size(BUFFER)
+            .input_buffer_size(INPUT_BUFFER)
+            .output_buffer_size(OUTPUT_BUFFER)
             .build();
         Ok(Self {
             agent: Agent::with_parts(
