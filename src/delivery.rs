@@ -6,20 +6,22 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use serde::{Serialize, Serializer};
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::execution::segment::{self, Segment, Stream};
+use crate::execution::segment::{Segment, Stream};
 use crate::execution::store::{Cursor, ExecutionDir, FORMAT};
 
-/// How much of `output` goes into one or two chunks, in bytes. On the wire it is never longer than in the file, so a
-/// request's body stays below 512 KiB: web servers commonly refuse more than 1 MiB.
+/// How much of `output` goes into one chunk, or one of each stream, in bytes. On the wire it is never longer than in the
+/// file, so a request's body stays below 512 KiB: web servers commonly refuse more than 1 MiB.
 const CHUNK_BYTES: u64 = 448 * 1024;
+/// No body is longer, in bytes: what stands around the segments is shorter than what stands around one in the file.
+const BODY_MAX: usize = 512 * 1024;
+/// Read at once, in bytes.
+const BLOCK: usize = 64 * 1024;
 /// How much of `output` one cursor stands for, in bytes: each is synced to disk, which takes a millisecond or more.
 const WINDOW_BYTES: u64 = 8 * CHUNK_BYTES;
 /// While little is printed, output is collected for this long before it is sent.
@@ -29,8 +31,44 @@ const COLLECT: Duration = Duration::from_millis(200);
 pub struct Chunk {
     pub number: u64,
     pub body: String,
+    stream: Stream,
     /// It says that the text of its number was refused.
     is_notice: bool,
+}
+
+/// The body is made of what stands in the file as JSON: serde's structs would need all segments at once, and two more
+/// copies of each.
+impl Chunk {
+    fn begin(number: u64, first: &Segment<'_>) -> Self {
+        // It is mapped as a whole, and only what is used of it takes memory.
+        let mut body = String::with_capacity(BODY_MAX);
+        body.push_str(&format!("{{\"chunk_number\":{number},\"segments\":["));
+        let mut chunk = Self { number, body, stream: first.stream, is_notice: false };
+        chunk.push(first);
+        chunk
+    }
+
+    /// Appends a segment; text that continues the line before it joins that line.
+    fn push(&mut self, segment: &Segment<'_>) {
+        const END: &str = "\"}";
+        let body = &mut self.body;
+        let is_first = !body.ends_with(END);
+        if segment.continues_a_line() && !is_first {
+            body.truncate(body.len() - END.len());
+            body.push_str(segment.inner());
+            body.push_str(END);
+        } else {
+            body.push_str(if is_first { "{\"timestamp\":" } else { ",{\"timestamp\":" });
+            body.push_str(segment.timestamp.get());
+            body.push_str(",\"content\":");
+            body.push_str(segment.content.get());
+            body.push('}');
+        }
+    }
+
+    fn end(&mut self) {
+        self.body.push_str(&format!("],\"is_stderr\":{}}}", self.stream == Stream::Stderr));
+    }
 }
 
 /// How far the delivery of one execution's output has come.
@@ -100,12 +138,7 @@ impl Delivery {
             if self.position >= self.cursor.end && !self.begin_window(dir, &output, now)? {
                 return Ok(None);
             }
-            let block = read(&output, self.position, CHUNK_BYTES.min(self.cursor.end - self.position))?;
-            // A piece of this size without a newline is nothing that a shim wrote: it is passed over.
-            let whole = last_newline(&block).unwrap_or(block.len());
-            self.cut_from = self.position;
-            self.position += whole as u64;
-            self.cut(&block[..whole])?;
+            self.cut(output)?;
         }
         Ok(self.chunks.front())
     }
@@ -187,70 +220,34 @@ impl Delivery {
         Ok(true)
     }
 
-    /// Cuts whole lines into one chunk of stdout and one of stderr.
-    fn cut(&mut self, lines: &[u8]) -> io::Result<()> {
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        for line in lines.split_inclusive(|b| *b == b'\n') {
-            let Some(segment) = Segment::parse(line) else { continue };
-            let segments = if segment.stream == Stream::Stdout { &mut out } else { &mut err };
-            push(segments, &segment);
-        }
-        for (segments, is_stderr) in [(out, false), (err, true)] {
-            if !segments.is_empty() {
-                let body = serde_json::to_string(&Body { chunk_number: self.number, segments, is_stderr })?;
-                self.chunks.push_back(Chunk { number: self.number, body, is_notice: false });
-                self.number += 1;
+    /// Cuts the next whole lines of the window into a chunk for each stream that is in them.
+    fn cut(&mut self, mut output: File) -> io::Result<()> {
+        let size = CHUNK_BYTES.min(self.cursor.end - self.position);
+        output.seek(SeekFrom::Start(self.position))?;
+        let mut input = BufReader::with_capacity(BLOCK, output.take(size));
+        let mut chunks: Vec<Chunk> = Vec::new();
+        let (mut line, mut whole) = (Vec::new(), 0);
+        while input.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
+            whole += line.len() as u64;
+            if let Some(segment) = Segment::parse(&line) {
+                match chunks.iter_mut().find(|chunk| chunk.stream == segment.stream) {
+                    Some(chunk) => chunk.push(&segment),
+                    None => chunks.push(Chunk::begin(self.number + chunks.len() as u64, &segment)),
+                }
             }
+            line.clear();
         }
+        if input.get_ref().limit() > 0 {
+            // What the cursor stands for is not there any more.
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        chunks.iter_mut().for_each(Chunk::end);
+        self.number += chunks.len() as u64;
+        self.chunks.extend(chunks);
+        self.cut_from = self.position;
+        // A piece of this size without a newline is nothing that a shim wrote: it is passed over.
+        self.position += if whole > 0 { whole } else { size };
         Ok(())
-    }
-}
-
-#[derive(Serialize)]
-struct Body<'a> {
-    chunk_number: u64,
-    segments: Vec<Piece<'a>>,
-    is_stderr: bool,
-}
-
-/// A segment on its way: its JSON as it stands in the file.
-#[derive(Serialize)]
-struct Piece<'a> {
-    timestamp: &'a RawValue,
-    content: Content<'a>,
-}
-
-enum Content<'a> {
-    /// The JSON of one segment's text.
-    Whole(&'a RawValue),
-    /// The JSON, without its quotes, of pieces that make one line.
-    Joined(String),
-}
-
-impl Serialize for Content<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Whole(json) => json.serialize(serializer),
-            Self::Joined(inner) => {
-                let json = RawValue::from_string(format!("\"{inner}\""));
-                json.map_err(serde::ser::Error::custom)?.serialize(serializer)
-            }
-        }
-    }
-}
-
-/// Appends a segment; text that continues the line before it joins that line.
-fn push<'a>(pieces: &mut Vec<Piece<'a>>, segment: &Segment<'a>) {
-    match pieces.last_mut() {
-        Some(Piece { content, .. }) if segment.continues_a_line() => {
-            if let Content::Whole(json) = content {
-                *content = Content::Joined(segment::inner(json).to_owned());
-            }
-            if let Content::Joined(line) = content {
-                line.push_str(segment::inner(segment.content));
-            }
-        }
-        _ => pieces.push(Piece { timestamp: segment.timestamp, content: Content::Whole(segment.content) }),
     }
 }
 
@@ -280,10 +277,9 @@ fn last_newline(block: &[u8]) -> Option<usize> {
 
 /// Where the last whole line between `start` and `limit` ends; a line that is just being written is left alone.
 fn end_of_last_line(file: &File, start: u64, limit: u64) -> io::Result<Option<u64>> {
-    const BLOCK: u64 = 64 * 1024;
     let mut end = limit;
     while end > start {
-        let from = start.max(end.saturating_sub(BLOCK));
+        let from = start.max(end.saturating_sub(BLOCK as u64));
         if let Some(whole) = last_newline(&read(file, from, end - from)?) {
             return Ok(Some(from + whole as u64));
         }
@@ -295,6 +291,7 @@ fn end_of_last_line(file: &File, start: u64, limit: u64) -> io::Result<Option<u6
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::execution::segment;
     use std::fs;
 
     fn dir_with(output: &[u8]) -> (tempfile::TempDir, ExecutionDir) {
@@ -357,6 +354,42 @@ mod tests {
         assert_eq!(dir.cursor().unwrap().unwrap().end, whole);
         assert_eq!(delivery.due(Instant::now(), length(&dir), true), None);
         assert!(delivery.due(Instant::now(), length(&dir) + 1, true).is_some());
+    }
+
+    #[test]
+    fn each_line_is_in_one_chunk_wherever_the_first_chunk_ends_in_it() {
+        let line = |text: &str| {
+            let mut bytes = Vec::new();
+            segment::write(&mut bytes, Stream::Stdout, Some(&segment::timestamp(1.5)), text);
+            bytes
+        };
+        let size = usize::try_from(CHUNK_BYTES).unwrap();
+        for beyond in 0..4 {
+            let first = "x".repeat(size - 2 * line("").len() + beyond);
+            let (_temp, dir) = dir_with(&[line(&first), line(""), line("last")].concat());
+            let chunks = all(&mut Delivery::resume(Delivery::beginning()), &dir);
+            let lines: Vec<String> = chunks
+                .iter()
+                .flat_map(|(_, body)| {
+                    let body: Value = serde_json::from_str(body).unwrap();
+                    let segments = body["segments"].as_array().unwrap().clone();
+                    segments.into_iter().map(|segment| segment["content"].as_str().unwrap().to_owned())
+                })
+                .collect();
+            assert_eq!(lines, [&*first, "", "last"], "{beyond} bytes beyond");
+        }
+    }
+
+    #[test]
+    fn output_that_a_cursor_stands_for_and_that_is_gone_is_an_error() {
+        let (_temp, dir) = dir_with(&lines(10));
+        Delivery::resume(Delivery::beginning()).next(&dir, Instant::now()).unwrap();
+        let resumed = || Delivery::resume(dir.cursor().unwrap().unwrap());
+        for left in [length(&dir) - 1, 10, 0] {
+            let output = File::options().write(true).open(dir.output_path()).unwrap();
+            output.set_len(left).unwrap();
+            assert!(resumed().next(&dir, Instant::now()).is_err(), "{left} bytes are left");
+        }
     }
 
     #[test]

@@ -323,7 +323,7 @@ impl ExecutionDir {
     pub fn write_output(&self, unix: f64, texts: &[(Stream, &str)]) -> io::Result<()> {
         let mut lines = Vec::new();
         for (stream, text) in texts {
-            segment::write_text(&mut lines, *stream, unix, text);
+            segment::write_text(&mut lines, *stream, &segment::timestamp(unix), text);
         }
         let mut file = OpenOptions::new()
             .create(true)
@@ -357,7 +357,7 @@ impl ExecutionDir {
         if leaves_a_line_open(&file, end, stream)? {
             segment::write(&mut lines, stream, None, "\n");
         }
-        segment::write_text(&mut lines, stream, timestamp, text);
+        segment::write_text(&mut lines, stream, &segment::timestamp(timestamp), text);
         file.write_all(&lines)?;
         file.sync_data()
     }
@@ -392,13 +392,14 @@ impl ExecutionDir {
         sys::allocate(&file, RESERVE).inspect_err(|_| self.release_reserve())
     }
 
-    /// Whether output may grow: it must never use up the room without which nothing can be delivered, and no room be made.
+    /// Whether output may grow by so many bytes: it must never use up the room without which nothing can be delivered, and
+    /// no room be made.
     /// The reserve is set aside again if it was given away, and as much is left for what other executions gave away.
     ///
     /// # Errors
     /// There is no room for it now.
-    pub fn check_room(&self, output: &File) -> io::Result<()> {
-        if sys::free_bytes(output) < 2 * RESERVE {
+    pub fn check_room(&self, output: &File, bytes: usize) -> io::Result<()> {
+        if sys::free_bytes(output) < 2 * RESERVE + bytes as u64 {
             return Err(io::ErrorKind::StorageFull.into());
         }
         match fs::metadata(self.reserve_path()) {
@@ -472,7 +473,7 @@ fn leaves_a_line_open(file: &File, mut end: u64, stream: Stream) -> io::Result<b
         };
         let mut segments = block[whole..].split_inclusive(|b| *b == b'\n').filter_map(Segment::parse);
         if let Some(last) = segments.rfind(|segment| segment.stream == stream) {
-            return Ok(!segment::inner(last.content).ends_with("\\n"));
+            return Ok(!last.inner().ends_with("\\n"));
         }
         block.truncate(whole);
         (beginning_missing, end) = (block, start);

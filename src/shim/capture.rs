@@ -5,11 +5,14 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::process::Child;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
+
+use serde_json::value::RawValue;
 
 use crate::execution::segment::{self, Stream};
 use crate::execution::store::ExecutionDir;
@@ -19,8 +22,10 @@ use crate::timer::unix_now;
 
 /// Read at once, in bytes.
 const BLOCK: usize = 32 * 1024;
-/// Decoded and appended at once, in bytes: empty lines become sixty times as long.
-const PIECE: usize = 4 * 1024;
+/// Decoded at once, in bytes: empty lines become sixty times as long.
+const PIECE: usize = 2 * 1024;
+/// Appended at once, in bytes, or a piece more: what a block of usual lines becomes.
+const APPENDED: usize = 64 * 1024;
 /// How many times as long as the command's own bytes the record may be at most. Only lines of a few characters need more:
 /// each has a time of its own.
 const OVERHEAD_MAX: u64 = 4;
@@ -43,20 +48,15 @@ impl Capture {
         let output = Arc::new(Mutex::new(Output::open(dir, limit, mask)?));
         let mut capture = Self { readers, open: 0, output };
         if let Some(pipe) = child.stdout.take() {
-            capture.start_one(pipe, Stream::Stdout, &done)?;
+            capture.start_one(OwnedFd::from(pipe).into(), Stream::Stdout, &done)?;
         }
         if let Some(pipe) = child.stderr.take() {
-            capture.start_one(pipe, Stream::Stderr, &done)?;
+            capture.start_one(OwnedFd::from(pipe).into(), Stream::Stderr, &done)?;
         }
         Ok(capture)
     }
 
-    fn start_one(
-        &mut self,
-        pipe: impl Read + Send + 'static,
-        stream: Stream,
-        done: &Sender<()>,
-    ) -> io::Result<()> {
+    fn start_one(&mut self, pipe: File, stream: Stream, done: &Sender<()>) -> io::Result<()> {
         let (output, done) = (Arc::clone(&self.output), done.clone());
         let read = move || {
             read_to_end(pipe, stream, &output);
@@ -103,7 +103,7 @@ impl Capture {
     }
 }
 
-fn read_to_end(mut pipe: impl Read, stream: Stream, output: &Mutex<Output>) {
+fn read_to_end(mut pipe: File, stream: Stream, output: &Mutex<Output>) {
     let mut block = vec![0; BLOCK];
     loop {
         match pipe.read(&mut block) {
@@ -136,6 +136,8 @@ struct Output {
     /// The last words, as long as the disk does not take them.
     unsaid: Vec<u8>,
     printed: Printed,
+    /// Empty, but its memory is kept for the segments that come next.
+    lines: Vec<u8>,
     /// How the command ended is being written down: what still comes is dropped.
     ended: bool,
 }
@@ -158,6 +160,7 @@ impl Output {
             missing,
             unsaid: Vec::new(),
             printed: Printed::default(),
+            lines: Vec::new(),
             ended: false,
         })
     }
@@ -171,28 +174,45 @@ impl Output {
             Stream::Stdout => self.printed.stdout += bytes.len() as u64,
             Stream::Stderr => self.printed.stderr += bytes.len() as u64,
         }
-        for piece in bytes.chunks(PIECE) {
-            let count = piece.len() as u64;
-            if self.kept >= self.limit || self.length >= self.limit.saturating_mul(OVERHEAD_MAX) {
-                self.missing.beyond_limit += count;
-                self.decoder(stream).missing.beyond_limit += count;
-                continue;
-            }
-            let limit = self.limit;
-            let decoder = self.decoder(stream);
-            let (unsaid, in_line) = (decoder.missing, decoder.in_line);
-            let mut lines = Vec::new();
-            decoder.notice(limit, &mut lines);
-            decoder.feed(piece, unix_now(), &mut lines);
-            if self.dir.check_room(&self.file).and_then(|()| self.append(&lines)).is_ok() {
-                self.kept += count;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let count = if self.kept >= self.limit || self.length >= self.limit.saturating_mul(OVERHEAD_MAX) {
+                self.missing.beyond_limit += rest.len() as u64;
+                self.decoder(stream).missing.beyond_limit += rest.len() as u64;
+                rest.len()
             } else {
-                self.missing.lost += count;
-                let decoder = self.decoder(stream);
-                decoder.in_line = in_line;
-                decoder.missing = Missing { lost: unsaid.lost + count, ..unsaid };
+                self.record(stream, rest)
+            };
+            rest = &rest[count..];
+        }
+    }
+
+    /// Decodes and appends some of `bytes`, or counts them as lost. Returns how many.
+    fn record(&mut self, stream: Stream, bytes: &[u8]) -> usize {
+        let (limit, now) = (self.limit, segment::timestamp(unix_now()));
+        let mut lines = std::mem::take(&mut self.lines);
+        let decoder = self.decoder(stream);
+        let (unsaid, in_line) = (decoder.missing, decoder.in_line);
+        decoder.notice(limit, &mut lines);
+        let mut count = 0;
+        for piece in bytes.chunks(PIECE) {
+            decoder.feed(piece, &now, &mut lines);
+            count += piece.len();
+            if lines.len() >= APPENDED {
+                break;
             }
         }
+        if self.dir.check_room(&self.file, lines.len()).and_then(|()| self.append(&lines)).is_ok() {
+            self.kept += count as u64;
+        } else {
+            self.missing.lost += count as u64;
+            let decoder = self.decoder(stream);
+            decoder.in_line = in_line;
+            decoder.missing = Missing { lost: unsaid.lost + count as u64, ..unsaid };
+        }
+        lines.clear();
+        self.lines = lines;
+        count
     }
 
     /// The stream is at its end. To say it twice changes nothing.
@@ -203,7 +223,7 @@ impl Output {
         let limit = self.limit;
         let decoder = self.decoder(stream);
         let mut lines = Vec::new();
-        decoder.finish(unix_now(), &mut lines);
+        decoder.finish(&segment::timestamp(unix_now()), &mut lines);
         decoder.notice(limit, &mut lines);
         self.unsaid.append(&mut lines);
         if self.say_last_words().is_err() {
@@ -280,11 +300,11 @@ impl Decoder {
             if std::mem::take(&mut self.in_line) {
                 segment::write(lines, self.stream, None, "\n");
             }
-            segment::write_text(lines, self.stream, unix_now(), &text);
+            segment::write_text(lines, self.stream, &segment::timestamp(unix_now()), &text);
         }
     }
 
-    fn feed(&mut self, bytes: &[u8], now: f64, lines: &mut Vec<u8>) {
+    fn feed(&mut self, bytes: &[u8], now: &RawValue, lines: &mut Vec<u8>) {
         let joined;
         let bytes = if self.partial.is_empty() {
             bytes
@@ -308,7 +328,7 @@ impl Decoder {
         self.segment(&text, now, lines);
     }
 
-    fn finish(&mut self, now: f64, lines: &mut Vec<u8>) {
+    fn finish(&mut self, now: &RawValue, lines: &mut Vec<u8>) {
         let mut text = String::new();
         if !self.partial.is_empty() {
             self.partial.clear();
@@ -340,11 +360,16 @@ impl Decoder {
         text.push_str(rest);
     }
 
-    fn segment(&mut self, text: &str, now: f64, lines: &mut Vec<u8>) {
-        let timestamp = segment::timestamp(now);
-        for piece in text.split_inclusive('\n') {
-            segment::write(lines, self.stream, (!self.in_line).then_some(&*timestamp), piece);
-            self.in_line = !piece.ends_with('\n');
+    fn segment(&mut self, mut text: &str, now: &RawValue, lines: &mut Vec<u8>) {
+        if self.in_line && !text.is_empty() {
+            let rest_of_line = text.split_inclusive('\n').next().unwrap_or_default();
+            segment::write(lines, self.stream, None, rest_of_line);
+            self.in_line = !rest_of_line.ends_with('\n');
+            text = &text[rest_of_line.len()..];
+        }
+        if !text.is_empty() {
+            segment::write_text(lines, self.stream, now, text);
+            self.in_line = !text.ends_with('\n');
         }
     }
 }
@@ -360,9 +385,9 @@ pub fn text_of(pieces: &[&[u8]], mask: Mask) -> String {
     let mut decoder = Decoder::new(Stream::Stdout, &Arc::new(mask));
     let mut lines = Vec::new();
     for piece in pieces {
-        decoder.feed(piece, 1.0, &mut lines);
+        decoder.feed(piece, &segment::timestamp(1.0), &mut lines);
     }
-    decoder.finish(2.0, &mut lines);
+    decoder.finish(&segment::timestamp(2.0), &mut lines);
     let mut in_line = false;
     let mut text = String::new();
     for line in lines.split_inclusive(|b| *b == b'\n') {
@@ -412,8 +437,8 @@ mod tests {
     fn a_line_has_the_time_of_its_first_character() {
         let mut decoder = Decoder::new(Stream::Stdout, &Arc::default());
         let mut lines = Vec::new();
-        decoder.feed(b"Pass", 1.0, &mut lines);
-        decoder.feed(b"word: \nnext", 2.0, &mut lines);
+        decoder.feed(b"Pass", &segment::timestamp(1.0), &mut lines);
+        decoder.feed(b"word: \nnext", &segment::timestamp(2.0), &mut lines);
         let times: Vec<String> = lines
             .split_inclusive(|b| *b == b'\n')
             .map(|line| segment::Segment::parse(line).unwrap().timestamp.get().to_owned())
