@@ -16,6 +16,7 @@ use serde_json::Value;
 use ureq::http::Uri;
 
 use crate::execution::quoted;
+use crate::gather::gather;
 use crate::mask;
 use crate::near;
 use crate::policy::{self, BoundArgs, Mode, Policy};
@@ -69,7 +70,7 @@ impl Environment {
     #[expect(clippy::disallowed_methods, reason = "this is the only reader of the environment")]
     pub fn read() -> Self {
         let text = |s: std::ffi::OsString| s.to_string_lossy().into_owned();
-        Self(std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect())
+        Self(gather(std::env::vars_os().map(|(name, value)| (text(name), text(value)))))
     }
 
     /// The variable's value; an empty variable counts as none.
@@ -503,11 +504,9 @@ impl<'a> Reader<'a> {
             Raw::Setting(value) => value.as_str().unwrap_or_default(),
             Raw::Default => default,
         };
-        let http_hosts: BTreeSet<String> = self
-            .list("ALLOW_HTTP_HOSTS", &["localhost", "127.0.0.1", "::1"])
-            .iter()
-            .map(|host| host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase())
-            .collect();
+        let hosts = self.list("ALLOW_HTTP_HOSTS", &["localhost", "127.0.0.1", "::1"]);
+        let bare = |host: &String| host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+        let http_hosts: BTreeSet<String> = gather(hosts.iter().map(bare));
         let Some(url) = ServerUrl::parse(text) else {
             let rule = "a URL such as 'https://app.djangocommand.com', without user name or query";
             self.refuse("SERVER_URL", &raw, rule);
@@ -580,7 +579,7 @@ impl<'a> Reader<'a> {
         let masks = self.flag("REDACT_OUTPUT", true);
         let more = self.list("REDACT_NAMES", &[]);
         let names = mask::NAMES.iter().map(|name| (*name).to_owned());
-        masks.then(|| names.chain(more.iter().map(|name| name.to_uppercase())).collect())
+        masks.then(|| gather(names.chain(more.iter().map(|name| name.to_uppercase()))))
     }
 
     fn ca_bundle(&mut self) -> Option<CaBundle> {

@@ -18,6 +18,7 @@
 
 // Floor 0: the kernel, the terminal, time; they know nothing of the project.
 mod cli;
+mod gather;
 mod log;
 mod near;
 mod notify;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::execution::{Request, quoted, words};
 
@@ -89,12 +89,13 @@ pub enum Mode {
 }
 
 /// One argument list that a bound command may run with.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BoundArgs {
     /// As the project wrote it; the dashboard shows and sends it.
     pub args: String,
     pub label: String,
     /// `args` split into words: what is compared.
+    #[serde(skip)]
     pub words: Vec<String>,
 }
 

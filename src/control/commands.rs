@@ -21,20 +21,8 @@ struct Row<'a> {
     /// Why it may or may not run.
     rule: String,
     /// The argument lists that it may run with; `None`: any.
-    bound_args: Option<Vec<Bound<'a>>>,
+    bound_args: Option<&'a [BoundArgs]>,
     metadata_only: bool,
-}
-
-#[derive(Serialize)]
-struct Bound<'a> {
-    args: &'a str,
-    label: &'a str,
-}
-
-impl<'a> Bound<'a> {
-    fn of(choice: &'a BoundArgs) -> Self {
-        Self { args: &choice.args, label: &choice.label }
-    }
 }
 
 /// Returns the exit code.
@@ -69,7 +57,7 @@ fn rows(loaded: &Loaded) -> Vec<Row<'_>> {
                 Ok(()) => (true, policy.rule()),
                 Err(rejection) => (false, rejection.reason),
             };
-            let bound_args = policy.bound.get(name).map(|choices| choices.iter().map(Bound::of).collect());
+            let bound_args = policy.bound.get(name).map(Vec::as_slice);
             let metadata_only = policy.metadata_only.contains(name);
             Row { name, app, allowed, rule, bound_args, metadata_only }
         })
@@ -82,7 +70,7 @@ fn lines(rows: &[Row<'_>], look: Look) -> Vec<String> {
     let cells = |row: &Row<'_>| {
         let runs = if row.allowed { "yes" } else { "no" };
         let mut how = Vec::new();
-        if let Some(choices) = &row.bound_args {
+        if let Some(choices) = row.bound_args {
             let args: Vec<String> = choices.iter().map(|choice| format!("'{}'", choice.args)).collect();
             how.push(format!("only with {}", args.join(", ")));
         }

@@ -16,6 +16,7 @@ use crate::cli::Place;
 use crate::config::Environment;
 use crate::execution::segment::Segment;
 use crate::execution::store::ExecutionDir;
+use crate::gather::gather;
 use crate::log::{self, printable, printable_json};
 use crate::project::probe::PRINTED;
 use crate::shim;
@@ -185,7 +186,7 @@ fn any_is(stage: Stage, state: &Path) -> bool {
 /// The ids of the executions that are left, as the service wrote them, each with the word that `status` has for its state.
 pub fn states(state: &Path) -> BTreeMap<String, &'static str> {
     let left = executions(state, &BTreeMap::new()).unwrap_or_default();
-    left.into_iter().map(|execution| (execution.id, execution.state.name())).collect()
+    gather(left.into_iter().map(|execution| (execution.id, execution.state.name())))
 }
 
 /// What a runner is busy with, in a few words.

@@ -176,11 +176,11 @@ impl ExecutionDir {
         for entry in fs::read_dir(executions)? {
             let path = entry?.path();
             if is_id(&path.file_name().unwrap_or_default().to_string_lossy()) {
-                found.push(Self { path });
+                found.push(path);
             }
         }
-        found.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(found)
+        found.sort();
+        Ok(found.into_iter().map(|path| Self { path }).collect())
     }
 
     /// Removes what a crash has left of finished executions.

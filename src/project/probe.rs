@@ -20,9 +20,10 @@ use serde_json::value::RawValue;
 
 use super::Project;
 use crate::config::Config;
+use crate::gather::gather;
 use crate::mask::Secrets;
 use crate::notify;
-use crate::policy::{CODE_OPTIONS, Parser};
+use crate::policy::{BoundArgs, CODE_OPTIONS, Parser};
 use crate::sys::{self, Bond};
 
 const SCRIPT: &str = include_str!("probe.py");
@@ -56,7 +57,7 @@ pub struct Facts {
 impl Facts {
     /// The names of the commands, for policy.
     pub fn names(&self) -> BTreeSet<String> {
-        self.commands.iter().map(|(name, _)| name.clone()).collect()
+        gather(self.commands.iter().map(|(name, _)| name.clone()))
     }
 }
 
@@ -89,8 +90,8 @@ struct Question<'a> {
 #[derive(Serialize)]
 struct Wanted<'a> {
     name: &'a str,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    bound_args: Vec<BTreeMap<&'static str, &'a str>>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    bound_args: &'a [BoundArgs],
 }
 
 /// A project that is being asked. Dropped, it is ended with all that the project started in it.
@@ -166,12 +167,7 @@ impl Probe {
         let names = facts.commands.iter().map(|(name, _)| name);
         let admitted = names.filter(|name| policy.admits(name).is_ok());
         let commands: Vec<Wanted<'_>> = admitted
-            .map(|name| {
-                let choices = policy.bound.get(name).into_iter().flatten();
-                let bound_args =
-                    choices.map(|c| BTreeMap::from([("args", &*c.args), ("label", &*c.label)])).collect();
-                Wanted { name, bound_args }
-            })
+            .map(|name| Wanted { name, bound_args: policy.bound.get(name).map_or(&[], Vec::as_slice) })
             .collect();
         let secret_names = config.secret_names.as_ref();
         let secrets = [config.api_key.reveal()];

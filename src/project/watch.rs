@@ -5,11 +5,12 @@
 //! watch was set up, while a deployment moves a symbolic link, and network file systems send none.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::gather::gather;
 
 /// The endings of modules that Python imports. Editors leave other files, and Python its `__pycache__`.
 const MODULES: [&str; 3] = ["py", "pyc", "so"];
@@ -38,7 +39,7 @@ enum Stamp {
         ino: u64,
     },
     /// Of a directory only the modules in it count: its own times change whenever Python writes its cache there.
-    Directory(Vec<OsString>),
+    Directory(Vec<PathBuf>),
 }
 
 /// What a look has found, with the name of one changed file.
@@ -64,7 +65,7 @@ impl Watch {
             let loaded = known.unwrap_or_else(|| seen.clone());
             (path.clone(), File { loaded, is_doubtful, seen })
         };
-        Self(files.iter().map(file).collect())
+        Self(gather(files.iter().map(file)))
     }
 
     /// Looks at all files.
@@ -109,9 +110,9 @@ fn stamp(path: &str) -> Option<Stamp> {
     Some(Stamp::File { modified, size: meta.size(), dev: meta.dev(), ino: meta.ino() })
 }
 
-fn modules(directory: &str) -> Vec<OsString> {
-    let names = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    names.filter(|name| MODULES.iter().any(|end| Path::new(name).extension() == Some(end.as_ref()))).collect()
+fn modules(directory: &str) -> Vec<PathBuf> {
+    let names = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name().into());
+    names.filter(|name: &PathBuf| MODULES.iter().any(|end| name.extension() == Some(end.as_ref()))).collect()
 }
 
 /// Whether a file, or a module in a directory, has been written or put there since. By the time of its change of

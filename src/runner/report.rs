@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::executions::Active;
 use super::link::Link;
+use crate::gather::gather;
 use crate::log;
 use crate::notify::Notify;
 use crate::status::{Key, Moment, Status, TURN_MAX};
@@ -110,7 +111,7 @@ impl Report {
         }
         link.describe(&mut self.status);
         let delivered = active.iter().map(|one| (one.spec.id.as_str().to_owned(), one.delivery.delivered()));
-        self.status.delivered = delivered.collect();
+        self.status.delivered = gather(delivered);
         let running = active.iter().filter(|one| one.is_running()).count();
         self.notify.status(&self.summary(running));
         let is_due = match &self.written {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::host::Known;
 use super::{Finding, Report};
 use crate::execution::quoted;
+use crate::gather::gather;
 use crate::near;
 use crate::policy::{DEFAULT_ALLOWED, DEFAULT_DISALLOWED, Mode, Policy};
 
@@ -21,7 +22,7 @@ pub(super) fn look_at(known: &Known, report: &mut Report) {
     let policy = &known.config.policy;
     let found = known.facts.names();
     let allowed: BTreeSet<&str> =
-        found.iter().map(String::as_str).filter(|name| policy.admits(name).is_ok()).collect();
+        gather(found.iter().map(String::as_str).filter(|name| policy.admits(name).is_ok()));
     report.add(how_many(policy, allowed.len(), found.len()));
     for (setting, name) in named(policy).filter(|(_, name)| !found.contains(*name)) {
         let near = near::hint(name, found.iter().map(String::as_str), "");
