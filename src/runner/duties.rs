@@ -18,8 +18,8 @@ use crate::timer::Recurring;
 const CONCURRENT_MAX: usize = 4;
 /// Executions whose end could not be reported yet. With more than that nothing new is taken.
 const UNREPORTED_MAX: usize = 100;
-/// Somebody who has just run one command often runs another: for a while they wait half as long.
-const POLL_INTERVAL_ACTIVE: Duration = Duration::from_secs(1);
+/// Somebody who has just run one command often runs another: for a while they wait less than half as long.
+const POLL_INTERVAL_ACTIVE: Duration = Duration::from_millis(700);
 const ACTIVE_FOR: Duration = Duration::from_secs(30);
 
 /// The duties that are never late by more than a turn of each other, however slow the service is.
