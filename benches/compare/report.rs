@@ -109,7 +109,8 @@ impl Row {
         };
         let Both { ours, original } = samples.map(measured);
         let ratio = match better {
-            Better::Less => original.value / ours.value,
+            // A difference that is too small to be measured may come out below nothing.
+            Better::Less => original.value / ours.value.max(0.0),
             Better::More => ours.value / original.value,
         };
         let met = match target {

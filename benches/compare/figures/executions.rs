@@ -1,13 +1,15 @@
 //! Executions: how soon one starts, what it costs beyond its command, how many fit in a minute.
 
+use std::fs;
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Bench, spread};
-use crate::contender::{Both, Contender, LATER, Session, bare, in_turn};
+use crate::contender::{Both, Contender, LATER, Session, bare, in_turn, reported};
 use crate::report::{Better, Report, Row, Target, Unit};
 use crate::statistics::{Samples, Statistic};
+use crate::support::project::Project;
 use crate::support::server::{Job, Server};
 use crate::support::wait::pause;
 
@@ -15,6 +17,10 @@ use crate::support::wait::pause;
 const POLL: Duration = Duration::from_secs(2);
 /// How many samples there are for each run, so that five of them make more than thirty.
 const OFFERS_A_RUN: usize = 7;
+/// How many samples of one execution there are for each run.
+const SAMPLES_OF_ONE_A_RUN: usize = 8;
+/// What stands before what `manage.py` does, so that it tells its own time.
+const STOPWATCH: &str = include_str!("../commands/stopwatch.py");
 /// How many wait for `many`.
 const PENDING: usize = 100;
 /// After so many of them the rate is known, and the rest is not waited for.
@@ -69,21 +75,39 @@ fn offer(session: &Session, index: usize) -> f64 {
 }
 
 /// From `start` to `complete`, as the service sees them, beyond the time of the same command without a runner.
+///
+/// How long a command takes differs by more, from one time to the next, than what there is around it. So it tells its
+/// own time, and only what is beyond that is compared: what is left of the bare command is its interpreter's start and end.
 pub(super) fn overhead(bench: &Bench, report: &mut Report) {
+    let manage_py = |project: &Project| project.dir().join("manage.py");
+    let original = fs::read_to_string(manage_py(&bench.small.ours)).unwrap();
+    let write = |text: &str| Both::each(|contender| bench.small.of(contender).write("manage.py", text));
+    write(&format!("{STOPWATCH}\n{original}"));
     let sessions =
         Both::each(|contender| Session::start(contender, bench.small.of(contender), Server::start()));
-    let mut bares = Vec::new();
-    let samples = in_turn(2 * bench.runs, |contender| {
-        let mut command = bare(bench.small.of(contender), &["check"]);
+    let (mut bares, mut around_bare) = (Vec::new(), Vec::new());
+    let samples = in_turn(SAMPLES_OF_ONE_A_RUN * bench.runs, |contender| {
+        let project = bench.small.of(contender);
+        let took = || {
+            let file = project.dir().join("took");
+            let took = reported(&file).unwrap();
+            fs::remove_file(file).unwrap();
+            took
+        };
         let begun = Instant::now();
-        let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap();
-        bares.push(begun.elapsed().as_secs_f64());
+        let output =
+            bare(project, &["check"]).stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap();
+        let whole = begun.elapsed().as_secs_f64();
         assert!(output.status.success(), "{output:?}");
+        bares.push(whole);
+        around_bare.push(whole - took());
         let (started, completed) = sessions.of(contender).run(Job::new("check"));
-        (completed - started).as_secs_f64()
+        (completed - started).as_secs_f64() - took()
     });
-    let bare = Samples::from_iter(bares);
-    let samples = samples.map(|samples| samples.into_iter().map(|took| took - bare.median()).collect());
+    write(&original);
+    let [bare, around_bare] = [bares, around_bare].map(Samples::from_iter);
+    let samples =
+        samples.map(|samples| samples.into_iter().map(|took| took - around_bare.median()).collect());
     report.add(Row::new(
         "one execution beyond the bare command",
         Unit::Seconds,
