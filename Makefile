@@ -112,7 +112,7 @@ fuzz:
 # What is measured is what is shipped: the static binary, if the target for it is installed.
 MUSL := $(SYSROOT)/lib/rustlib/$(shell uname -m)-unknown-linux-musl
 MEASURED := $(if $(wildcard $(MUSL)),$(OF_HOST),target/release/djangocommand)
-# Compares with the published Python runner, in 25 minutes: `make bench RUNS=9`, `make bench ONLY=status,idle`, and
+# Compares with the published Python runner, in 28 minutes: `make bench RUNS=9`, `make bench ONLY=status,idle`, and
 # `make bench QUICK=1` for a look. Only root may see how much memory a runner takes.
 bench: $(MEASURED) $(VENVS)/django/ready $(VENVS)/wagtail/ready
 	UNDER_TEST=$(CURDIR)/$(MEASURED) cargo bench --locked --quiet --profile compare --bench compare -- \

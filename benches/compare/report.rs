@@ -142,6 +142,8 @@ impl Row {
         // Where both are about nothing, how many times one is the other says nothing.
         let ratio = if matches!(self.target, Target::Below(_)) {
             String::new()
+        } else if self.ratio.is_infinite() {
+            "(too small to measure)".to_owned()
         } else {
             format!("{:.1} ×", self.ratio)
         };
